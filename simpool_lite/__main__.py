@@ -1,0 +1,160 @@
+"""The command line: ``python -m simpool_lite``.
+
+A sub-command is a function that adds its parser and one that does it. Both import what they need
+themselves, so that ``--help`` answers at once.
+"""
+
+import argparse
+import shlex
+import shutil
+import sys
+from collections.abc import Container, Sequence
+from pathlib import Path
+
+from .paths import repository_root
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status: 0, 1 (a notebook failed), 2 (wrong use), 130 (Ctrl-C)."""
+    parser = argparse.ArgumentParser(prog="python -m simpool_lite", description="The SimPool workbook.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for add in (add_run, add_list):
+        add(commands)
+    options = parser.parse_args(arguments)
+    try:
+        return options.function(options)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def add_run(commands: argparse._SubParsersAction) -> None:
+    """Add the parser of ``run``."""
+    parser = commands.add_parser(
+        "run",
+        help="execute the notebooks and write an HTML report",
+        description="Execute notebooks in order, stop at the first that fails, and write an HTML report.",
+        epilog="examples:  run  |  run 00 02-generic  |  run 05 --profile smoke  |  run 05 -p seeds 3",
+    )
+    _add_notebooks(parser)
+    parser.add_argument(
+        "names", nargs="*", metavar="NOTEBOOK", help="number, name, its beginning or path (all)"
+    )
+    parser.add_argument(
+        "--profile",
+        choices=("smoke", "laptop", "gpu"),
+        help="how much to compute, for notebooks that can choose",
+    )
+    parser.add_argument(
+        "-p",
+        "--parameter",
+        dest="parameters",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="set a parameter of the notebooks that have it; again for more",
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the report (build/workbook)")
+    parser.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bars")
+    parser.add_argument(
+        "--inplace",
+        action="store_true",
+        help="for maintainers: also replace each notebook that passes by its executed copy",
+    )
+    parser.set_defaults(function=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.inplace and (options.profile or options.parameters):
+        return _wrong("--inplace executes the notebooks as they are: no --profile, no -p")
+    try:
+        from .workbook import report, runner
+        from .workbook.notebooks import WorkbookError, parse_value
+    except ModuleNotFoundError as error:
+        return _missing(error)
+    try:
+        folder = _notebooks(options)
+        output = (options.output or folder.parent / "build" / "workbook").resolve()
+        outcomes = runner.plan(
+            folder,
+            output,
+            options.names,
+            profile=options.profile,
+            parameters={name: parse_value(value) for name, value in options.parameters},
+        )
+    except (WorkbookError, FileNotFoundError) as error:
+        return _wrong(error)
+    write = report.Report(outcomes, output)
+    runner.run(outcomes, inplace=options.inplace, progress=options.progress, changed=write)
+
+    print(f"\n{runner.summary(outcomes)}\n\nReport: {write.index}\n        {write.index.as_uri()}")
+    stopped = next((outcome for outcome in outcomes if outcome.stopped), None)
+    if stopped is None:
+        return 0
+    print(
+        f"\n{runner.explain(stopped, _again(options, stopped.source, stopped.parameters))}", file=sys.stderr
+    )
+    return 130 if stopped.status == "interrupted" else 1
+
+
+def _again(options: argparse.Namespace, notebook: Path, parameters: Container[str]) -> str:
+    """Return the command that runs one of the notebooks again, with those options that are for it."""
+    words = ["python", "-m", "simpool_lite", "run", str(notebook) if options.notebooks else notebook.stem]
+    words += ["--profile", options.profile] if options.profile else []
+    words += [
+        word for name, value in options.parameters if name in parameters for word in ("-p", name, value)
+    ]
+    words += ["--output", str(options.output)] if options.output else []
+    return shlex.join(words + (["--inplace"] if options.inplace else []))
+
+
+def add_list(commands: argparse._SubParsersAction) -> None:
+    """Add the parser of ``list``."""
+    parser = commands.add_parser(
+        "list",
+        help="show the notebooks, their parameters and how long they take",
+        description="Show the notebooks: title, time when last recorded, estimates per profile, parameters.",
+    )
+    _add_notebooks(parser)
+    parser.set_defaults(function=_list)
+
+
+def _list(options: argparse.Namespace) -> int:
+    try:
+        from .workbook import runner
+        from .workbook.notebooks import WorkbookError
+    except ModuleNotFoundError as error:
+        return _missing(error)
+    try:
+        print(runner.listing(_notebooks(options), shutil.get_terminal_size((110, 24)).columns))
+    except (WorkbookError, FileNotFoundError) as error:
+        return _wrong(error)
+    return 0
+
+
+def _add_notebooks(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--notebooks", type=Path, metavar="DIR", help="folder of other notebooks than the workbook's"
+    )
+
+
+def _notebooks(options: argparse.Namespace) -> Path:
+    folder = options.notebooks or repository_root() / "notebooks"
+    return folder.resolve()
+
+
+def _wrong(message: object) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+def _missing(error: ModuleNotFoundError) -> int:
+    """Name the extra to install, unless what is missing is a part of this package."""
+    if error.name is None or error.name.split(".")[0] == __package__:
+        raise error
+    return _wrong(f'this needs {error.name}, which is not installed: pip install "simpool-lite[notebooks]"')
+
+
+if __name__ == "__main__":
+    sys.exit(main())

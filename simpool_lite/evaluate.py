@@ -1,0 +1,77 @@
+"""Accuracy of a model, and how well its attention finds the object."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+OBJECT_SHARE = 0.15  # a position of the map is object when more than this share of its area is
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, data: Dataset, device: torch.device, batch_size: int = 256) -> dict[str, float]:
+    """Top-1 accuracy in percent and cross-entropy of a model on a data set, in evaluation mode."""
+    model.eval()
+    correct, loss = 0, 0.0
+    for images, labels in DataLoader(data, batch_size, collate_fn=data.collate):
+        labels = labels.to(device)
+        logits = model(images.to(device)).float()
+        correct += (logits.argmax(1) == labels).sum().item()
+        loss += F.cross_entropy(logits, labels, reduction="sum").item()
+    return {"top1": 100 * correct / len(data), "loss": loss / len(data)}
+
+
+def evaluate_attention(
+    model: nn.Module, data: Dataset, device: torch.device, batch_size: int = 256
+) -> dict[str, float]:
+    """How well a model's attention finds the object, averaged over the images of a data set.
+
+    Several maps of one image are averaged first.
+
+    Returns:
+        ``attention_mass``, the share of the attention on object positions (0 to 1; the object's share of the
+        positions for a uniform map); ``attention_ap``, average precision of the map as a score for object
+        positions; ``attention_entropy`` in nats (0 for one position, ln N for a uniform map). NaN for a model
+        without a map, the first two also for data without masks.
+    """
+    try:
+        maps = torch.cat(
+            [
+                model.attention(images.to(device)).float().mean(1).cpu()
+                for images, _ in DataLoader(data, batch_size, collate_fn=data.collate)
+            ]
+        )
+    except ValueError:  # a pooling without a map
+        return dict.fromkeys(("attention_mass", "attention_ap", "attention_entropy"), math.nan)
+    entropy = torch.special.entr(maps).sum((1, 2)).mean().item()
+    if data.masks is None:
+        return {"attention_mass": math.nan, "attention_ap": math.nan, "attention_entropy": entropy}
+    objects = object_positions(data.masks, maps.shape[1:])
+    return {
+        "attention_mass": (maps * objects).sum((1, 2)).mean().item(),
+        "attention_ap": average_precision(maps, objects),
+        "attention_entropy": entropy,
+    }
+
+
+def object_positions(masks: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Which positions of a map are object: masks ``(n, h, w)`` to bool ``(n, H, W)`` for the grid (H, W).
+
+    >>> masks = torch.zeros(1, 4, 4, dtype=torch.bool)
+    >>> masks[0, 0, 0] = True  # a quarter of the area of the first position
+    >>> object_positions(masks, (2, 2)).tolist()
+    [[[True, False], [False, False]]]
+    """
+    share = F.adaptive_avg_pool2d(masks.float(), tuple(grid))
+    return share > OBJECT_SHARE
+
+
+def average_precision(maps: Tensor, objects: Tensor) -> float:
+    """Average precision of maps ``(n, H, W)`` as scores for object positions, mean over images with an object."""
+    from sklearn.metrics import average_precision_score
+
+    pairs = zip(objects.flatten(1).numpy(), maps.flatten(1).numpy(), strict=True)
+    scores = [average_precision_score(truth, score) for truth, score in pairs if truth.any()]
+    return sum(scores) / len(scores)

@@ -1,0 +1,189 @@
+"""Put a pooling where a timm model has its own.
+
+timm's models share one contract: ``forward`` is ``forward_head(forward_features(x))``, and the head begins
+with some average over positions. So the pooled vector is handed to the model's own head as a feature map
+with one position, which every average leaves as it is, and all that follows the pooling (a norm, an MLP,
+MobileNetV3's 1 x 1 convolution, the classifier) stays in place for every architecture.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from ..pooling import create_pool
+
+
+class PooledMixin:
+    """What :func:`replace_pooling` adds to a timm model's class.
+
+    Attributes:
+        pooling: the :class:`~simpool_lite.pooling.Pool`.
+        pooled_norm: the trunk's final norm where it is applied to the pooled vector, else the identity.
+        last_attention: map of the last forward, ``(B, M, H, W)``, detached, or None for a pool without one.
+    """
+
+    def forward_features(self, x: Tensor, *args, **kwargs) -> Tensor:
+        self._image_size = tuple(x.shape[-2:])
+        return super().forward_features(x, *args, **kwargs)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        prefix = _num_prefix_tokens(self) if x.ndim == 3 else 0
+        if x.ndim == 3:
+            features, grid = x[:, prefix:], _grid(x.shape[1] - prefix, self._image_size)
+        else:
+            features, grid = (x.permute(0, 3, 1, 2) if _is_nhwc(self, x) else x), None
+        pooled, attention = self.pooling(features, grid=grid, return_attention=True)
+        if not torch.compiler.is_exporting():  # an exported program has no attributes to set
+            self.last_attention = _detached_map(attention, grid)
+        one_position = pooled.reshape(_one_position_shape(self, x)).to(x.dtype)
+        # A head may read a prefix token or average the patches: it finds the pooled vector in both places.
+        one_position = one_position.expand(-1, 1 + prefix, -1) if x.ndim == 3 else one_position
+        return super().forward_head(self.pooled_norm(one_position), pre_logits=pre_logits)
+
+    @torch.no_grad()
+    def attention(self, images: Tensor) -> Tensor:
+        """The pooling's attention maps ``(B, M, H, W)`` of images ``(B, 3, h, w)``, in evaluation mode.
+
+        Raises:
+            ValueError: the model's pooling weighs no positions.
+        """
+        with _evaluating(self):
+            self(images)
+        if self.last_attention is None:
+            name = type(self.pooling).__name__
+            raise ValueError(f"pool: expected a pooling with an attention map, got {name}, which weighs no positions")
+        return self.last_attention
+
+
+class ClassTokenMixin:
+    """What ``pool="cls"`` adds to a timm transformer: the attention of its class token."""
+
+    @torch.no_grad()
+    def attention(self, images: Tensor) -> Tensor:
+        """The class token's attention over the patches in the last block, ``(B, heads, H, W)``.
+
+        Attention to the class token itself and to registers is left out, and each map scaled to sum one.
+        Evaluation mode; images are ``(B, 3, h, w)``.
+        """
+        last = [m for m in self.modules() if hasattr(m, "attn_drop") and hasattr(m, "fused_attn")][-1]
+        seen: list[Tensor] = []
+        hook = last.attn_drop.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        fused, last.fused_attn = last.fused_attn, False  # the fused kernel never shows its weights
+        try:
+            with _evaluating(self):
+                self(images)
+        finally:
+            hook.remove()
+            last.fused_attn = fused
+        attention = seen[0][:, :, 0, _num_prefix_tokens(self) :]  # query 0 is the class token
+        grid = _grid(attention.shape[-1], tuple(images.shape[-2:]))
+        return (attention / attention.sum(-1, keepdim=True)).unflatten(-1, grid)
+
+
+def replace_pooling(model: nn.Module, pool: str, *, norm_first: bool = True, **pool_kwargs) -> nn.Module:
+    """Replace a timm model's pooling, in place.
+
+    Everything after the pooling stays; prefix tokens (CLS, registers) are not pooled.
+
+    Args:
+        model: a timm classification model, ConvNet or transformer; NCHW, NHWC or token features.
+        pool: one of :func:`~simpool_lite.list_pools`.
+        norm_first: a transformer's final norm comes before the pooling (the published supervised order);
+            False applies it to the pooled vector (the published DINO order).
+        **pool_kwargs: arguments of the pooling.
+
+    Returns:
+        The same model, with ``last_attention`` (the map of its last forward, ``(B, M, H, W)``) and
+        ``attention(images)``.
+
+    Raises:
+        TypeError: ``model`` is not a timm classification model.
+        ValueError: see :func:`~simpool_lite.create_pool`.
+    """
+    if not all(hasattr(model, name) for name in ("forward_features", "forward_head", "num_features")):
+        raise TypeError(
+            "model: expected a timm classification model (forward_features, forward_head, num_features), "
+            f"got {type(model).__name__}"
+        )
+    pooling = create_pool(pool, model.num_features, **pool_kwargs)
+    if isinstance(model, PooledMixin):
+        model.pooling = pooling.to(_device(model))
+        return model
+    if getattr(model, "attn_pool", None) is not None:  # timm's own attention pooling gives way
+        model.attn_pool, model.global_pool = None, "avg"
+    model.pooling = pooling.to(_device(model))
+    model.pooled_norm = _place_final_norm(model, norm_first)
+    model.last_attention = None
+    model.__class__ = _mixed(PooledMixin, type(model))
+    return model
+
+
+def keep_class_token(model: nn.Module, backbone: str) -> nn.Module:
+    """Give a timm transformer with a class token its ``attention`` method, in place."""
+    if getattr(model, "cls_token", None) is None or getattr(model, "global_pool", "token") != "token":
+        raise ValueError(f"pool: 'cls' expects a backbone that pools by a class token, got {backbone!r}")
+    model.__class__ = _mixed(ClassTokenMixin, type(model))
+    return model
+
+
+@cache
+def _mixed(mixin: type, cls: type) -> type:
+    return type(f"{mixin.__name__.removesuffix('Mixin')}{cls.__name__}", (mixin, cls), {})
+
+
+def _place_final_norm(model: nn.Module, norm_first: bool) -> nn.Module:
+    """Put a transformer's final norm before or after the pooling; returns what is applied to the vector."""
+    trunk, head = getattr(model, "norm", None), getattr(model, "fc_norm", None)
+    if isinstance(trunk, nn.Identity) and isinstance(head, nn.Module):
+        trunk, head = head, trunk  # timm moves the norm into the head of models that average
+        model.fc_norm = head
+        model.norm = trunk
+    if norm_first or not isinstance(trunk, nn.Module):
+        return nn.Identity()
+    model.norm = nn.Identity()
+    return trunk
+
+
+def _num_prefix_tokens(model: nn.Module) -> int:
+    has_class_token = getattr(model, "cls_token", None) is not None
+    return getattr(model, "num_prefix_tokens", int(has_class_token))
+
+
+def _is_nhwc(model: nn.Module, x: Tensor) -> bool:
+    return x.shape[-1] == model.num_features and x.shape[1] != model.num_features
+
+
+def _one_position_shape(model: nn.Module, x: Tensor) -> tuple[int, ...]:
+    if x.ndim == 3:
+        return (x.shape[0], 1, -1)
+    return (x.shape[0], 1, 1, -1) if _is_nhwc(model, x) else (x.shape[0], -1, 1, 1)
+
+
+def _grid(positions: int, image_size: tuple[int, int]) -> tuple[int, int] | None:
+    """The grid ``(H, W)`` of that many patches with the image's proportions, None if there is none."""
+    height = max(1, round((positions * image_size[0] / image_size[1]) ** 0.5))
+    return (height, positions // height) if positions % height == 0 else None
+
+
+def _detached_map(attention: Tensor | None, grid: tuple[int, int] | None) -> Tensor | None:
+    if attention is None:
+        return None
+    attention = attention.detach()
+    return attention if grid is None else attention.unflatten(-1, grid)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

@@ -1,0 +1,152 @@
+"""What every pooling shares: reading tokens or maps, the attention map, the registry."""
+
+import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+_POOLS: dict[str, type["Pool"]] = {}
+
+
+class Pool(nn.Module):
+    """Summarises the positions of an image: tokens ``(B, N, d)`` or maps ``(B, d, H, W)`` to ``(B, out_dim)``.
+
+    A method is a subclass that defines :meth:`pool_tokens`. Calling the module accepts both layouts;
+    the same content gives the same output in either.
+
+    Args:
+        dim: number of channels, d.
+
+    Attributes:
+        dim: number of channels that come in.
+        out_dim: number of channels that go out.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        if not isinstance(dim, int) or isinstance(dim, bool) or dim < 1:
+            raise ValueError(f"dim: expected the number of channels, an int of at least 1, got {dim!r}")
+        self.dim = dim
+        self.out_dim = dim
+
+    def pool_tokens(self, tokens: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor | None]:
+        """Pool ``(B, N, d)`` tokens, at least float32, to z ``(B, out_dim)`` and raw weights ``(B, M, N)``.
+
+        The weights are None for a method that weighs no positions. ``grid`` is ``(H, W)`` when known.
+        """
+        raise NotImplementedError
+
+    def forward(
+        self, x: Tensor, grid: tuple[int, int] | None = None, return_attention: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor | None]:
+        """Pool the positions of each image.
+
+        Args:
+            x: tokens ``(B, N, d)`` or maps ``(B, d, H, W)``, floating point.
+            grid: ``(H, W)`` of token input, for methods that look at neighbours.
+            return_attention: also return the map.
+
+        Returns:
+            z ``(B, out_dim)``; with ``return_attention`` the pair (z, a), where a is ``(B, M, N)`` for
+            tokens and ``(B, M, H, W)`` for maps, not negative, each map with sum one, or None for a
+            method that weighs no positions. Both have the dtype of ``x``.
+
+        Raises:
+            TypeError: ``x`` is not a floating-point tensor.
+            ValueError: ``x`` has another number of dimensions or channels, no positions, or does not
+                fit ``grid``.
+        """
+        tokens, grid = self._read(x, grid)
+        with _autocast_off(x.device.type):
+            # A pooling is one reduction over many positions: half precision would lose the sum
+            # (and overflow in a power), so statistics and sums are float32 at least.
+            z, weights = self.pool_tokens(tokens.to(accumulation_dtype(x.dtype)), grid)
+        if not return_attention:
+            return z.to(x.dtype)
+        if weights is None:
+            return z.to(x.dtype), None
+        attention = weights / weights.sum(-1, keepdim=True)
+        if x.ndim == 4:
+            attention = attention.unflatten(-1, grid)
+        return z.to(x.dtype), attention.to(x.dtype)
+
+    def _read(self, x: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, tuple[int, int] | None]:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            came = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"x: expected a floating-point tensor, got {came}")
+        if x.ndim not in (3, 4):
+            raise ValueError(f"x: expected tokens (B, N, d) or maps (B, d, H, W), got shape {tuple(x.shape)}")
+        axis = 2 if x.ndim == 3 else 1
+        if x.shape[axis] != self.dim:
+            raise ValueError(
+                f"x: expected {self.dim} channels on axis {axis} "
+                f"({'tokens (B, N, d)' if x.ndim == 3 else 'maps (B, d, H, W)'}), got shape {tuple(x.shape)}"
+            )
+        if x.ndim == 4:
+            if grid is not None and tuple(grid) != tuple(x.shape[2:]):
+                raise ValueError(f"grid: expected {tuple(x.shape[2:])}, the map's own, got {tuple(grid)}")
+            grid, x = tuple(x.shape[2:]), x.flatten(2).transpose(1, 2)
+        elif grid is not None and grid[0] * grid[1] != x.shape[1]:
+            raise ValueError(f"grid: expected H * W = {x.shape[1]}, the number of tokens, got {tuple(grid)}")
+        if x.shape[1] == 0:
+            raise ValueError(f"x: expected at least one position, got shape {tuple(x.shape)}")
+        return x, grid
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a pooling computes: float32, or float64 for float64 input."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _autocast_off(device_type: str) -> AbstractContextManager:
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
+
+
+def register_pool(name: str) -> Callable[[type[Pool]], type[Pool]]:
+    """Class decorator: make a :class:`Pool` known to :func:`create_pool` as ``name``."""
+
+    def register(cls: type[Pool]) -> type[Pool]:
+        _POOLS[name] = cls
+        return cls
+
+    return register
+
+
+def list_pools() -> list[str]:
+    """Names of all poolings, in the order of the paper's Table 1.
+
+    >>> from simpool_lite import list_pools
+    >>> "simpool" in list_pools()
+    True
+    """
+    return list(_POOLS)
+
+
+def create_pool(name: str, dim: int, **kwargs) -> Pool:
+    """Make a pooling by its name.
+
+    Args:
+        name: one of :func:`list_pools`.
+        dim: number of channels, d.
+        **kwargs: the method's own arguments, see its class.
+
+    Raises:
+        ValueError: the name is unknown, or an argument has a value the method does not accept.
+        TypeError: the method has no argument of that name.
+
+    >>> import torch
+    >>> create_pool("gap", 8)(torch.ones(2, 8, 5, 5)).shape
+    torch.Size([2, 8])
+    """
+    if name not in _POOLS:
+        raise ValueError(f"name: expected one of {', '.join(_POOLS)}, got {name!r}")
+    accepted = [p for p in inspect.signature(_POOLS[name]).parameters if p != "dim"]
+    for key in kwargs:
+        if key not in accepted:
+            expected = f"one of {', '.join(accepted)}" if accepted else "no further arguments"
+            raise TypeError(f"{key}: pool {name!r} does not have this argument; expected {expected}")
+    return _POOLS[name](dim, **kwargs)

@@ -1,0 +1,185 @@
+"""The results store: one record a run, as tidy tables in a folder.
+
+::
+
+    store/<hash>.parquet            one row: the record        (or many rows: recorded results)
+    store/curves/<hash>.parquet     the training curve, one row an epoch
+    store/models/<hash>.safetensors the trained model, where it was asked for
+
+Every file is written whole or not at all, so a killed grid loses at most the run that was cut, and
+several processes may fill one store.
+"""
+
+import json
+import math
+import shutil
+import subprocess
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+
+from . import __version__
+from .config import PROTOCOL, RunConfig
+from .files import write_atomically
+from .paths import repository_root
+
+COLUMNS = (
+    "experiment variant seed dataset target backbone pool pool_kwargs profile top1 loss attention_mass attention_ap "
+    "attention_entropy parameters images_per_second peak_memory_mb seconds status reason config config_hash protocol "
+    "package_version git_revision torch_version device started"
+).split()
+MEASURED = (
+    "top1 loss attention_mass attention_ap attention_entropy parameters images_per_second peak_memory_mb seconds"
+).split()
+
+
+class Store:
+    """Records in a folder, and read-only ones in further folders.
+
+    Args:
+        folder: where new records go; made when the first is written.
+        also_read: further stores whose records count as done.
+    """
+
+    def __init__(self, folder: str | Path, also_read: tuple[Path, ...] = ()) -> None:
+        self.folder = Path(folder)
+        self.folders = (self.folder, *also_read)
+
+    def records(self) -> pd.DataFrame:
+        """All records, one row a run, with the columns of :data:`COLUMNS`."""
+        table = _read_tables(self.folders, "*.parquet", COLUMNS)
+        return table.drop_duplicates("config_hash", ignore_index=True)
+
+    def curves(self) -> pd.DataFrame:
+        """All training curves: ``config_hash epoch step train_loss top1 loss``."""
+        columns = "config_hash epoch step train_loss top1 loss".split()
+        return _read_tables(self.folders, "curves/*.parquet", columns).drop_duplicates(
+            ["config_hash", "epoch"], ignore_index=True
+        )
+
+    def add(self, record: dict, curve: pd.DataFrame | None = None) -> None:
+        """Write one record (see :func:`make_record`) and its training curve."""
+        name = f"{record['config_hash']}.parquet"
+        if curve is not None:
+            with write_atomically(self.folder / "curves" / name) as temporary:
+                curve.assign(config_hash=record["config_hash"]).to_parquet(temporary, index=False)
+        # The record last: whoever sees it also finds the curve.
+        with write_atomically(self.folder / name) as temporary:
+            pd.DataFrame([record], columns=COLUMNS).to_parquet(temporary, index=False)
+
+    def new_model_path(self, config: RunConfig) -> Path:
+        """Where to save the model of a run."""
+        return self.folder / "models" / f"{config.hash()}.safetensors"
+
+    def model_path(self, config: RunConfig) -> Path:
+        """Where the model of a run is.
+
+        Raises:
+            FileNotFoundError: the run is not in the store, or was run without keeping its model.
+        """
+        for folder in self.folders:
+            path = folder / "models" / f"{config.hash()}.safetensors"
+            if path.is_file():
+                return path
+        raise FileNotFoundError(
+            f"config: no model of run {config.hash()} ({config.backbone}, {config.pool}, seed {config.seed}) in "
+            f"{', '.join(map(str, self.folders))}; run it with keep_models"
+        )
+
+
+def open_store(folder: str | Path | None = None) -> Store:
+    """The store of a notebook: a folder of the reader's, or by default the recorded results.
+
+    With the default, what the recorded results in ``data/results`` lack is computed into ``runs/``.
+    """
+    if folder:
+        return Store(folder)
+    return Store(repository_root() / "runs", also_read=(recorded_results(),))
+
+
+def recorded_results() -> Path:
+    """The folder of the results that ship with the repository."""
+    return repository_root() / "data" / "results"
+
+
+def record(experiment: str, store: Store) -> Path:
+    """Copy an experiment's runs into the recorded results: the only thing that ever writes there.
+
+    Args:
+        experiment: its name, as in the column ``experiment``.
+        store: where the runs are.
+
+    Returns:
+        The Parquet file with the records.
+
+    Raises:
+        ValueError: the store has no finished run of that experiment.
+    """
+    records = store.records()
+    records = records[records.experiment == experiment].sort_values(["backbone", "variant", "seed"])
+    if records.empty:
+        raise ValueError(f"experiment: expected one with runs in {store.folder}, got {experiment!r}")
+    curves = store.curves()
+    curves = curves[curves.config_hash.isin(records.config_hash)].sort_values(["config_hash", "epoch"])
+    target = recorded_results()
+    for name, table in ((f"curves/{experiment}.parquet", curves), (f"{experiment}.parquet", records)):
+        with write_atomically(target / name) as temporary:
+            table.to_parquet(temporary, index=False)
+    for folder in store.folders:
+        for model in (folder / "models").glob("*.safetensors"):
+            if model.stem in set(records.config_hash) and folder != target:
+                with write_atomically(target / "models" / model.name) as temporary:
+                    shutil.copyfile(model, temporary)
+    return target / f"{experiment}.parquet"
+
+
+def make_record(
+    config: RunConfig,
+    measured: dict[str, float],
+    *,
+    experiment: str,
+    variant: str,
+    profile: str,
+    device: str,
+    status: str = "ok",
+    reason: str = "",
+) -> dict:
+    """One row of the store: what was run, what came out, and with which versions."""
+    import torch
+
+    return {
+        **dict.fromkeys(MEASURED, math.nan),
+        **measured,
+        **{name: getattr(config, name) for name in ("seed", "dataset", "target", "backbone", "pool")},
+        "pool_kwargs": json.dumps(config.pool_kwargs, sort_keys=True),
+        "config": json.dumps(asdict(config), sort_keys=True),
+        "config_hash": config.hash(),
+        "experiment": experiment,
+        "variant": variant,
+        "profile": profile,
+        "status": status,
+        "reason": reason,
+        "protocol": PROTOCOL,
+        "package_version": __version__,
+        "git_revision": _git_revision(),
+        "torch_version": torch.__version__,
+        "device": device,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _read_tables(folders: tuple[Path, ...], pattern: str, columns: list[str]) -> pd.DataFrame:
+    # Dot files are records that another process is still writing.
+    files = [f for folder in folders for f in sorted(folder.glob(pattern)) if not f.name.startswith(".")]
+    tables = [pd.read_parquet(file) for file in files]
+    return pd.concat(tables, ignore_index=True)[list(columns)] if tables else pd.DataFrame(columns=list(columns))
+
+
+def _git_revision() -> str:
+    try:
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(command, cwd=repository_root(), capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

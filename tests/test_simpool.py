@@ -1,0 +1,208 @@
+"""SimPool against its formula in float64, against timm, and against its own promises."""
+
+from functools import partial
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from timm.layers.other_pool import SimPool1d, SimPool2d
+from torch import nn
+
+from simpool_lite import SimPool
+
+LETTERS = ("", "q", "k", "v", "qk", "qv", "kv", "qkv")
+
+
+def formula(pool: SimPool, x: torch.Tensor, *, heads, gamma, init, norm, linear, shift, beta=0.0, scale=None):
+    """Section 3.3 of the paper for one batch (B, N, d), one image and one head at a time, in float64 numpy."""
+    state = {name: value.detach().double().numpy() for name, value in pool.state_dict().items()}
+    x = x.double().numpy()
+    width = x.shape[2] // heads
+
+    def layer_norm(rows):
+        centred = rows - rows.mean(-1, keepdims=True)
+        spread = np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
+        return centred / spread * state["norm_patches.weight"] + state["norm_patches.bias"]
+
+    def prepare(letter, rows):
+        rows = layer_norm(rows) if letter in norm else rows
+        if letter not in linear:
+            return rows
+        return rows @ state[f"w{letter}.weight"].T + state.get(f"w{letter}.bias", 0)
+
+    starts = {
+        "gap": lambda image: image.mean(0),
+        "max": lambda image: image.max(0),
+        "energy": lambda image: np.average(image, axis=0, weights=np.diag(image @ image.T)),
+        "learned": lambda image: state["query"][0],
+        "random": lambda image: state["query"][0],
+    }
+    all_values = np.stack([prepare("v", image) for image in x])
+    minimum = {"image": all_values.min((1, 2), keepdims=True), "batch": all_values.min(), "channel": None}[shift]
+    if shift == "channel":
+        minimum = all_values.min(1, keepdims=True)
+    shifted = all_values - minimum + 1e-6
+
+    outputs, maps = [], []
+    for b, image in enumerate(x):
+        query, keys = prepare("q", starts[init](image)), prepare("k", image)
+        for h in range(heads):
+            part = slice(h * width, (h + 1) * width)
+            logits = keys[:, part] @ query[part] * (width**-0.5 if scale is None else scale)
+            weights = np.exp(logits - logits.max())
+            weights /= weights.sum()
+            maps.append(weights)
+            if gamma is None:
+                outputs.append(weights @ all_values[b, :, part])
+            else:
+                outputs.append((weights @ shifted[b, :, part] ** gamma) ** (1 / gamma) + beta)
+    return np.reshape(outputs, (len(x), -1)), np.reshape(maps, (len(x), heads, -1))
+
+
+def randomised(pool: SimPool) -> SimPool:
+    """The pool with no parameter left at a special value (a LayerNorm's 1 and 0, a bias of 0)."""
+    with torch.no_grad():
+        for name, parameter in pool.named_parameters():
+            if name != "gamma":
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return pool
+
+
+@pytest.mark.parametrize("shift", ("image", "batch", "channel"))
+@pytest.mark.parametrize("init", ("gap", "max", "energy", "learned", "random"))
+@pytest.mark.parametrize("gamma", (None, 1.25, 2.0))
+def test_every_combination_equals_the_formula(gamma, init, shift):
+    torch.manual_seed(0)
+    x = torch.randn(3, 7, 8)
+    for norm, linear, heads, bias, use_beta in product(LETTERS, LETTERS, (1, 2), (False, True), (False, True)):
+        arguments = {"init": init, "norm": norm, "linear": linear, "shift": shift}
+        pool = randomised(SimPool(8, heads, bias, gamma=gamma, use_beta=use_beta, **arguments))
+        z, a = pool(x, return_attention=True)
+        beta = pool.beta.item() if gamma is not None and use_beta else 0.0
+        expected_z, expected_a = formula(pool, x, heads=heads, gamma=gamma, beta=beta, **arguments)
+        message = f"{arguments}, heads={heads}, bias={bias}, beta={beta}"
+        np.testing.assert_allclose(z.detach().numpy(), expected_z, atol=1e-5, rtol=1e-5, err_msg=message)
+        np.testing.assert_allclose(a.detach().numpy(), expected_a, atol=1e-5, err_msg=message)
+
+
+@pytest.mark.parametrize("gamma", (None, 1.25, 2.0))
+def test_published_size_equals_the_formula(gamma):
+    torch.manual_seed(0)
+    pool, x = SimPool(384, gamma=gamma), torch.randn(2, 196, 384)
+    expected, _ = formula(pool, x, heads=1, gamma=gamma, init="gap", norm="kv", linear="qk", shift="image")
+    np.testing.assert_allclose(pool(x).detach().numpy(), expected, atol=1e-5)
+
+
+def test_scale_and_learned_gamma():
+    torch.manual_seed(0)
+    pool, x = SimPool(8, qk_scale=0.7, gamma=1.5, learn_gamma=True), torch.randn(2, 5, 8)
+    with torch.no_grad():
+        pool.gamma.fill_(2.5)
+    common = {"heads": 1, "init": "gap", "norm": "kv", "linear": "qk", "shift": "image"}
+    expected, _ = formula(pool, x, gamma=2.5, scale=0.7, **common)
+    np.testing.assert_allclose(pool(x).detach().numpy(), expected, atol=1e-5)
+    pool(x).sum().backward()
+    assert pool.gamma.grad.abs().item() > 0
+
+
+@pytest.mark.parametrize("heads", (1, 6))
+@pytest.mark.parametrize("gamma", (None, 1.25, 2.0))
+@pytest.mark.parametrize("layout", ("tokens", "map"))
+def test_equals_timm(layout, gamma, heads):
+    torch.manual_seed(0)
+    timm_class = SimPool1d if layout == "tokens" else SimPool2d
+    theirs = timm_class(384, heads, gamma=gamma, norm_layer=partial(nn.LayerNorm, eps=1e-6))
+    ours = SimPool(384, heads, gamma=gamma, shift="channel")
+    renamed = {"norm": "norm_patches", "q": "wq", "k": "wk"}
+    ours.load_state_dict({f"{renamed[k.split('.')[0]]}.{k.split('.')[1]}": v for k, v in theirs.state_dict().items()})
+    x = torch.randn(2, 196, 384) if layout == "tokens" else torch.randn(2, 384, 14, 14)
+    torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-5)
+
+
+def test_state_dict_has_the_published_keys():
+    assert list(SimPool(8, gamma=2.0).state_dict()) == [
+        "norm_patches.weight", "norm_patches.bias", "wq.weight", "wk.weight",
+    ]  # fmt: skip
+    full = SimPool(8, qkv_bias=True, gamma=2.0, use_beta=True, linear="qkv", init="learned", learn_gamma=True)
+    shapes = {name: tuple(value.shape) for name, value in full.state_dict().items()}
+    assert shapes == {
+        "norm_patches.weight": (8,), "norm_patches.bias": (8,), "query": (1, 8), "beta": (1,), "gamma": (1,),
+        "wq.weight": (8, 8), "wq.bias": (8,), "wk.weight": (8, 8), "wk.bias": (8,), "wv.weight": (8, 8),
+        "wv.bias": (8,),
+    }  # fmt: skip
+    assert list(SimPool(8, norm="", linear="").state_dict()) == []
+
+
+def test_random_query_is_drawn_once_from_torch_generator():
+    torch.manual_seed(3)
+    first = SimPool(8, init="random")
+    torch.manual_seed(3)
+    second = SimPool(8, init="random")
+    assert "query" in first.state_dict() and "query" not in dict(first.named_parameters())
+    assert torch.equal(first.query, second.query)
+    assert not torch.equal(first.query, SimPool(8, init="random").query)
+
+
+@pytest.mark.parametrize("shift", ("image", "channel", "batch"))
+def test_only_the_batch_shift_couples_images(shift):
+    torch.manual_seed(0)
+    pool, x = SimPool(16, gamma=2.0, shift=shift, norm="k").double(), torch.randn(2, 9, 16, dtype=torch.float64)
+    outlier = torch.cat([x[:1], 100 * x[1:]])
+    same = torch.allclose(pool(x)[0], pool(outlier)[0], rtol=1e-12)
+    assert same == (shift != "batch")
+
+
+@pytest.mark.parametrize("gamma", (None, 2.0))
+def test_constant_image_is_a_fixed_point(gamma):
+    """Every weighted mean of one value is that value: LayerNorm of it, plus nothing but the shift."""
+    pool, x = SimPool(6, gamma=gamma, norm=""), torch.full((1, 4, 6), 3.0)
+    expected = torch.full((1, 6), 3.0 if gamma is None else 1e-6)
+    torch.testing.assert_close(pool(x), expected)
+
+
+@pytest.mark.parametrize("gamma", (None, 1.25))
+@pytest.mark.parametrize("heads", (1, 2))
+def test_gradients(gamma, heads):
+    torch.manual_seed(0)
+    pool = randomised(SimPool(4, heads, True, gamma=gamma, learn_gamma=gamma is not None)).double()
+    x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    names, parameters = zip(*pool.named_parameters(), strict=True)
+
+    def call(x, *parameters):
+        return torch.func.functional_call(pool, dict(zip(names, parameters, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(call, (x, *parameters))
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16))
+def test_half_precision_survives_what_overflows_it(dtype):
+    """(v - min V)^5 is about 3e6 here, above float16's largest number."""
+    torch.manual_seed(0)
+    pool, x = SimPool(32, gamma=5.0, norm="k"), 10 * torch.randn(2, 50, 32)
+    expected = pool(x)
+    z = pool.to(dtype)(x.to(dtype))
+    assert z.dtype == dtype
+    torch.testing.assert_close(z.float(), expected, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"num_heads": 3}, "num_heads"),
+        ({"num_heads": 0}, "num_heads"),
+        ({"gamma": 0.0}, "gamma"),
+        ({"gamma": -1.0}, "gamma"),
+        ({"gamma": float("inf")}, "gamma"),
+        ({"gamma": "2"}, "gamma"),
+        ({"learn_gamma": True}, "learn_gamma"),
+        ({"init": "mean"}, "init"),
+        ({"shift": "pixel"}, "shift"),
+        ({"norm": "x"}, "norm"),
+        ({"norm": None}, "norm"),
+        ({"linear": "qkz"}, "linear"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, named):
+    with pytest.raises(ValueError, match=f"^{named}: expected .* got "):
+        SimPool(8, **arguments)

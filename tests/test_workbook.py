@@ -1,0 +1,402 @@
+"""The command line and the runner of the workbook, on notebooks of a few lines."""
+
+import base64
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+nbformat = pytest.importorskip("nbformat")
+pytest.importorskip("papermill")
+pytest.importorskip("nbconvert")
+
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook  # noqa: E402
+
+from simpool_lite import paths  # noqa: E402
+from simpool_lite.__main__ import main  # noqa: E402
+from simpool_lite.workbook import notebooks, report, runner  # noqa: E402
+from simpool_lite.workbook.mathml import to_mathml  # noqa: E402
+
+# A picture of one pixel.
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
+PICTURE = f"from IPython.display import Image\nimport base64\nImage(base64.b64decode('{PNG}'))"
+
+
+def text(source: str):
+    return new_markdown_cell(source)
+
+
+def code(source: str, *tags: str):
+    return new_code_cell(source, metadata={"tags": list(tags)} if tags else {})
+
+
+def save(path: Path, *cells, **metadata) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The kernel of the machine on which it was written need not be here.
+    metadata["kernelspec"] = {"name": "elsewhere", "display_name": "Elsewhere", "language": "python"}
+    nbformat.write(new_notebook(cells=list(cells), metadata=metadata), path)
+    return path
+
+
+def printed(path: Path) -> str:
+    """Return all that the cells of an executed notebook printed."""
+    cells = nbformat.read(path, as_version=4).cells
+    return "".join(o.text for cell in cells for o in cell.get("outputs", []) if o.output_type == "stream")
+
+
+FIRST = [
+    text(
+        "# What is *pooling*?\n\n![sketch](../data/sketch.png)\n\n"
+        "One vector, e.g. $z$, for an image. More follows."
+    ),
+    text(
+        r"$$z = \sum_i a_i v_i$$"
+        "\n\n[next](01-second.ipynb#part), [last](03-never.ipynb), [data](../data/sketch.png)\n\n"
+        "![badge](https://example.org/badge.svg) and `code`"
+    ),
+    code('profile = "laptop"\nrate = 0.1\nnames = ["x"]\nseeds = 5', "parameters"),
+    code("print([profile, rate, names, seeds])"),
+    code("import sys, os\nprint(sys.executable, os.path.basename(os.getcwd()))"),
+    code(PICTURE),
+    code("raise ValueError('meant to be seen')", "raises-exception"),
+    code("from IPython.display import HTML\nHTML('<script src=\"https://example.org/x.js\"></script>ok')"),
+]
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """Run four notebooks, of which the third fails, from the command line and another folder."""
+    root = tmp_path_factory.mktemp("a {brace}")
+    folder = root / "notebooks"
+    save(folder / "00-first.ipynb", *FIRST)
+    save(folder / "01-second.ipynb", text("# Second\n\nNo picture here."), code("print('second ran')"))
+    save(
+        folder / "02-broken.ipynb", text("# Broken"), code("a = {}"), code("# look\na['missing']"), code("1")
+    )
+    save(folder / "03-never.ipynb", text("# Never\n\nIt is not run."), code("print('third ran')"))
+    (root / "data").mkdir()
+    (root / "data" / "sketch.png").write_bytes(base64.b64decode(PNG))
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    options = ["--profile", "smoke", "-p", "rate", "1e-3", "-p", "names", '["a", "b"]']
+    command = [sys.executable, "-m", "simpool_lite", "run", "--notebooks", str(folder), *options]
+    done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, timeout=120)
+    output = root / "build" / "workbook"
+    assert (output / "index.html").is_file(), done.stderr
+    index = (output / "index.html").read_text()
+    return SimpleNamespace(folder=folder, output=output, done=done, index=index, elsewhere=elsewhere)
+
+
+def test_parameters_reach_the_notebook_with_their_types(ran):
+    assert "['smoke', 0.001, ['a', 'b'], 5]" in printed(ran.output / "notebooks" / "00-first.ipynb")
+
+
+def test_kernel_is_the_running_interpreter_in_the_notebooks_folder(ran):
+    assert f"{sys.executable} notebooks" in printed(ran.output / "notebooks" / "00-first.ipynb")
+
+
+def test_executed_copies_are_kept_and_sources_untouched(ran):
+    assert sorted(p.name for p in (ran.output / "notebooks").iterdir()) == [
+        "00-first.ipynb",
+        "01-second.ipynb",
+        "02-broken.ipynb",
+    ]
+    assert "injected-parameters" in (ran.output / "notebooks" / "00-first.ipynb").read_text()
+    assert printed(ran.folder / "00-first.ipynb") == ""
+    assert list(ran.elsewhere.iterdir()) == []
+
+
+def test_failure_is_reported_and_stops_the_run(ran):
+    assert ran.done.returncode == 1
+    error = ran.done.stderr
+    assert str(ran.folder / "02-broken.ipynb") in error
+    assert "cell 3 of 4 (In [2])" in error and "a['missing']" in error
+    assert "KeyError: 'missing'" in error and "----> 2" in error
+    assert str(ran.output / "notebooks" / "02-broken.ipynb") in error
+    again = f"run {shlex.quote(str(ran.folder / '02-broken.ipynb'))} --profile smoke\n"
+    assert again in error  # without the parameters of the other notebooks
+    assert re.search(r"00-first +passed +[\d.]+ s", ran.done.stdout)
+    assert re.search(r"02-broken +failed", ran.done.stdout) and "03-never   not run" in ran.done.stdout
+    assert (ran.output / "index.html").as_uri() in ran.done.stdout
+
+
+def test_output_is_free_of_noise(ran):
+    assert "warning" not in ran.done.stderr.lower()
+    assert "02-broken" in ran.done.stderr.split("KeyError")[0]  # the progress bar
+
+
+def test_index_has_a_card_for_each_notebook(ran):
+    titles = re.findall(r"<h2>(?:<a href=\"[^\"]+\">)?([^<]+)", ran.index)
+    assert titles == ["What is pooling?", "Second", "Broken", "Never"]
+    assert "One vector, e.g. z, for an image.<" in ran.index
+    assert PNG in ran.index
+    assert ran.index.count('class="badge passed"') == 2 and ran.index.count('class="badge failed"') == 1
+    assert "Cell 3: KeyError" in ran.index and "2 of 4 passed" in ran.index and "profile smoke" in ran.index
+
+
+def test_links_lead_somewhere(ran):
+    page = (ran.output / "00-first.html").read_text()
+    assert 'href="01-second.html#part"' in page
+    assert 'href="../../notebooks/03-never.ipynb"' in page  # it has no page
+    assert 'href="../../data/sketch.png"' in page
+    assert not (ran.output / "03-never.html").exists()
+    assert set(re.findall(r'<a href="([^"]+)"', ran.index)) == {
+        "00-first.html",
+        "01-second.html",
+        "02-broken.html",
+    }
+
+
+def test_pages_load_nothing(ran):
+    for page in ran.output.glob("*.html"):
+        html = page.read_text()
+        assert re.findall(r"<(?:img|script|iframe|video)\b[^>]*\bsrc=\"(?!data:)[^\"]*", html) == []
+        assert "<link" not in html and "@import" not in html and "url(" not in html
+        assert "mathjax" not in html.lower() and "require.js" not in html.lower()
+
+
+def test_page_shows_formulas_and_pictures(ran):
+    page = (ran.output / "00-first.html").read_text()
+    assert page.count("<math ") == 2 and "$" not in re.sub(r"<style>.*?</style>", "", page, flags=re.S)
+    assert page.count(f"data:image/png;base64,{PNG}") == 2  # the sketch in the text, the output of a cell
+    assert "meant to be seen" in page and 'class="stop"' not in page
+    assert 'class="stop"' in (ran.output / "02-broken.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["index", "00-first"])
+def test_pages_fit_a_narrow_window(ran, name, tmp_path):
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no Chromium on this machine")
+    script = "<script>document.title = document.documentElement.scrollWidth - innerWidth</script></body>"
+    page = tmp_path / "page.html"
+    page.write_text((ran.output / f"{name}.html").read_text().replace("</body>", script))
+    switches = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars"]
+    switches += ["--disable-background-networking", "--disable-component-update", "--window-size=500,900"]
+    command = [browser, *switches, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
+    try:
+        html = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
+    except subprocess.TimeoutExpired:
+        pytest.skip("the browser does not answer here")
+    if "<title>" not in html:
+        pytest.skip("the browser does not start here")
+    assert int(re.search(r"<title>(-?\d+)</title>", html)[1]) <= 0
+
+
+def test_select_takes_numbers_names_beginnings_and_paths(tmp_path):
+    folder, other = tmp_path / "notebooks", save(tmp_path / "own.ipynb")
+    names = ["00-start", "01-pool", "02-pool-more", "12-last"]
+    p = [save(folder / f"{name}.ipynb") for name in names]
+    assert notebooks.select(folder) == p
+    assert notebooks.select(folder, ["12", "1", "00", "02"]) == [p[3], p[1], p[0], p[2]]
+    assert notebooks.select(folder, ["01-pool", "02-p", "12-last.ipynb", str(other)]) == [
+        p[1],
+        p[2],
+        p[3],
+        other,
+    ]
+    assert notebooks.select(folder, ["1", "01"]) == [p[1]]
+    with pytest.raises(notebooks.WorkbookError, match=r"no notebook '7'(.|\n)*12-last"):
+        notebooks.select(folder, ["7"])
+    save(folder / "02-pool-extra.ipynb")
+    with pytest.raises(notebooks.WorkbookError, match=r"more than one(.|\n)*02-pool-extra\n  02-pool-more"):
+        notebooks.select(folder, ["02-pool-"])
+    with pytest.raises(notebooks.WorkbookError, match="no notebooks in"):
+        notebooks.select(tmp_path / "nowhere")
+
+
+def test_a_parameter_goes_to_the_notebooks_that_declare_it(tmp_path):
+    save(tmp_path / "0-a.ipynb", code("seeds = 5\nprofile = 'laptop'", "parameters"))
+    save(tmp_path / "1-b.ipynb", code("rate = 0.1  # of learning", "parameters"))
+    save(tmp_path / "2-c.ipynb", code("seeds = 5"))
+    outcomes = runner.plan(tmp_path, tmp_path / "out", profile="gpu", parameters={"seeds": 3, "rate": 1})
+    assert [o.parameters for o in outcomes] == [{"profile": "gpu", "seeds": 3}, {"rate": 1}, {}]
+    with pytest.raises(notebooks.WorkbookError, match=r"parameter 'seed'. There is: seeds, profile, rate"):
+        runner.plan(tmp_path, tmp_path / "out", parameters={"seed": 3})
+
+
+def test_wrong_use_says_what_there_is(tmp_path, capsys):
+    save(tmp_path / "0-a.ipynb", code("seeds = 5", "parameters"))
+    (tmp_path / "1-b.ipynb").write_text("no JSON")
+    own = ["--notebooks", str(tmp_path)]
+    assert main(["run", *own, "0", "-p", "sedes", "1"]) == 2
+    assert "There is: seeds" in capsys.readouterr().err
+    assert main(["run", *own, "9"]) == 2
+    assert "0-a" in capsys.readouterr().err
+    assert main(["run", *own, "1"]) == 2
+    assert "1-b.ipynb cannot be read" in capsys.readouterr().err
+    assert main(["run", *own, "--inplace", "-p", "seeds", "1"]) == 2
+    assert "no -p" in capsys.readouterr().err
+    assert not (tmp_path.parent / "build").exists()
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("3", 3),
+        ("-2", -2),
+        ("1e-3", 0.001),
+        ("true", True),
+        ("None", None),
+        ("no", "no"),
+        ("vit_small", "vit_small"),
+        ("2024-01-01", "2024-01-01"),
+        ('["a", 1]', ["a", 1]),
+        ("{gamma: 2}", {"gamma": 2}),
+        ("'3'", "3"),
+        ("[broken", "[broken"),
+    ],
+)
+def test_values_of_parameters(written, value):
+    assert notebooks.parse_value(written) == value
+    assert type(notebooks.parse_value(written)) is type(value)
+
+
+def without_seconds(path: Path) -> str:
+    return re.sub(r'"seconds": [\d.]+', "", path.read_text())
+
+
+def test_executing_in_place_twice_changes_nothing(tmp_path):
+    path = save(
+        tmp_path / "notebooks" / "0-a.ipynb",
+        text("# Title"),
+        code('profile = "laptop"', "parameters"),
+        code("from tqdm.notebook import tqdm\nfor i in tqdm(range(2)): print(i)"),
+        code("{'a': 1}"),
+        simpool_lite={"estimates": {"smoke": 20}},
+    )
+    states = []
+    for _ in range(2):
+        outcomes = runner.plan(path.parent, tmp_path / "out")
+        runner.run(outcomes, inplace=True, progress=False)
+        assert outcomes[0].status == "passed", outcomes[0].failure
+        states.append(without_seconds(path))
+    assert states[0] == states[1]
+    assert printed(path) == "0\n1\n"
+    node = nbformat.read(path, as_version=4)
+    assert set(node.metadata) == {"kernelspec", "language_info", "simpool_lite"}
+    assert node.metadata.simpool_lite.profile == "laptop" and node.metadata.simpool_lite.seconds > 0
+    assert node.metadata.simpool_lite.estimates == {"smoke": 20}
+    assert [dict(cell.metadata) for cell in node.cells] == [{}, {"tags": ["parameters"]}, {}, {}]
+    assert str(tmp_path) not in path.read_text() and "papermill" not in path.read_text()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a POSIX signal")
+def test_interrupting_keeps_what_is_there(tmp_path):
+    sleep = "import time\nopen('started', 'w').close()\ntime.sleep(60)"
+    save(tmp_path / "n" / "0-a.ipynb", text("# A"), code("print('before')"), code(sleep))
+    save(tmp_path / "n" / "1-b.ipynb", text("# B"))
+    command = [sys.executable, "-m", "simpool_lite", "run", "--notebooks", str(tmp_path / "n")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "n" / "started").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "interrupted in cell 3 of 3" in error and "ERROR" not in error
+    assert re.search(r"0-a +interrupted(.|\n)*1-b +not run", out)
+    output = tmp_path / "build" / "workbook"
+    assert printed(output / "notebooks" / "0-a.ipynb") == "before\n"
+    assert 'class="badge interrupted"' in (output / "index.html").read_text()
+    assert [p.name for p in (output / "notebooks").iterdir()] == ["0-a.ipynb"]
+
+
+def test_in_place_refuses_outputs_that_name_the_machine(tmp_path):
+    cells = [text("# Title"), code("import sys\nprint(sys.executable)")]
+    path = save(tmp_path / "0-a.ipynb", *cells)
+    before = path.read_bytes()
+    outcomes = runner.plan(tmp_path, tmp_path / "out")
+    runner.run(outcomes, inplace=True, progress=False)
+    assert outcomes[0].status == "failed" and outcomes[0].failure.cell == 2
+    assert "folder of this machine" in outcomes[0].failure.error
+    assert path.read_bytes() == before
+
+
+def test_list_shows_titles_times_and_parameters(tmp_path, capsys):
+    note = {"seconds": 42.1, "estimates": {"smoke": 120, "laptop": 3600}}
+    save(
+        tmp_path / "0-a.ipynb",
+        text("# First *one*"),
+        code("seeds = 5\nlr = 0.1", "parameters"),
+        simpool_lite=note,
+    )
+    save(tmp_path / "1-b.ipynb", code("1"))
+    assert main(["list", "--notebooks", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["notebook", "title", "recorded", "smoke", "laptop", "gpu"]
+    assert re.split(r"  +", lines[1]) == ["0-a", "First one", "42 s", "2 min", "1 h", "–"]
+    assert lines[2].strip() == "seeds=5 lr=0.1"
+    assert re.split(r"  +", lines[3]) == ["1-b", "–", "–", "–", "–", "–"]
+
+
+def test_thumbnail_and_sentence_are_chosen():
+    def output(data):
+        return nbformat.v4.new_output("display_data", {"image/png": data})
+
+    cells = [
+        text("Before.\n# Title\n- a list\n\nA *dog*, i.e. this. Rest."),
+        code("1"),
+        code("2", "thumbnail"),
+    ]
+    cells[1].outputs, cells[2].outputs = [output("QQ==")], [output("Qg==\n")]
+    assert report.thumbnail(new_notebook(cells=cells)) == "data:image/png;base64,Qg=="
+    assert report.thumbnail(new_notebook(cells=cells[:2])) == "data:image/png;base64,QQ=="
+    assert report.thumbnail(new_notebook()) == ""
+    assert report.first_sentence(new_notebook(cells=cells)) == "A dog, i.e. this."
+    assert report.first_sentence(new_notebook(cells=[text("# Only")])) == ""
+
+
+@pytest.mark.parametrize(
+    "tex",
+    [
+        r"z = \left( \sum_i a_i (v_i - \min V + 10^{-6})^\gamma \right)^{1/\gamma}",
+        r"\begin{aligned} a &= b \\ c &= d \end{aligned}",
+        r"\begin{cases} x & \alpha \neq 1 \\ \ln x & \alpha = 1 \end{cases}",
+        r"\arg\max_i s, \operatorname*{softmax}_i, \operatorname{LN}(x)",
+        r"\mathbf u^\top \mathbf{W}_Q, \boldsymbol{\sigma}_2, \mathbb R^{d \times p}",
+    ],
+)
+def test_formulas_become_mathml(tex):
+    mathml = to_mathml(tex, block=True)
+    assert mathml.startswith("<math ") and "\\" not in mathml and "&amp;" not in mathml
+
+
+def test_a_formula_that_cannot_be_read_stays_as_it_is():
+    for tex in (r"\frac", r"\nosuchcommand x", r"\broken{"):
+        assert to_mathml(tex, block=False) == f'<code class="tex">{tex}</code>'
+
+
+def python(source: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=60)
+
+
+def test_help_imports_nothing_heavy():
+    done = python(
+        "import sys, simpool_lite.__main__ as m\n"
+        "try: m.main(['run', '--help'])\n"
+        "except SystemExit: print({'torch', 'papermill', 'nbformat', 'numpy'} & set(sys.modules))"
+    )
+    assert done.stdout.endswith("set()\n"), done.stdout + done.stderr
+
+
+def test_missing_packages_are_named():
+    done = python(
+        "import sys; sys.modules['papermill'] = None; import simpool_lite.__main__ as m; m.main(['list'])"
+    )
+    assert 'papermill, which is not installed: pip install "simpool-lite[notebooks]"' in done.stderr
+
+
+def test_repository_root(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "__file__", str(tmp_path / "simpool_lite" / "paths.py"))
+    with pytest.raises(FileNotFoundError, match="Clone the repository"):
+        paths.repository_root()
+    for name in ("notebooks", "data"):
+        (tmp_path / name).mkdir()
+    assert paths.repository_root() == tmp_path
