@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0, 1 (a notebook failed), 2 (wrong use), 130 (Ctrl-C)."""
     parser = argparse.ArgumentParser(prog="python -m simpool_lite", description="The SimPool workbook.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (add_run, add_list):
+    for add in (add_run, add_list, add_record):
         add(commands)
     options = parser.parse_args(arguments)
     try:
@@ -129,6 +129,28 @@ def _list(options: argparse.Namespace) -> int:
     try:
         print(runner.listing(_notebooks(options), shutil.get_terminal_size((110, 24)).columns))
     except (WorkbookError, FileNotFoundError) as error:
+        return _wrong(error)
+    return 0
+
+
+def add_record(commands: argparse._SubParsersAction) -> None:
+    """Add the parser of ``record``."""
+    parser = commands.add_parser(
+        "record",
+        help="for maintainers: copy an experiment's runs into the recorded results",
+        description="Copy an experiment's runs from a store into data/results, which notebooks read by default.",
+    )
+    parser.add_argument("experiment", help='as in the column "experiment" of the store')
+    parser.add_argument("--store", type=Path, metavar="DIR", help="folder with the runs (runs/)")
+    parser.set_defaults(function=_record)
+
+
+def _record(options: argparse.Namespace) -> int:
+    from .store import open_store, record
+
+    try:
+        print(f"recorded in {record(options.experiment, open_store(options.store))}")
+    except (ValueError, FileNotFoundError) as error:
         return _wrong(error)
     return 0
 

@@ -24,9 +24,9 @@ class Grid:
         experiment: its name.
         base: fields of :class:`~simpool_lite.config.RunConfig` that all runs share.
         variants: name to the fields in which a variant differs.
-        seeds: how many; they are 0, 1, 2, ...
+        seeds: how many (0, 1, 2, ...), or which.
         profile: recorded with each run.
-        keep_models: how many seeds keep their trained model, from seed 0 on.
+        keep_models: runs of seeds below this keep their trained model.
 
     >>> grid = Grid("demo", {"backbone": "vit_micro"}, {"GAP": {"pool": "gap"}, "SimPool": {"pool": "simpool"}}, seeds=2)
     >>> [(variant, config.pool, config.seed) for variant, config in grid.runs()]
@@ -36,13 +36,13 @@ class Grid:
     experiment: str
     base: dict
     variants: dict[str, dict] = field(default_factory=dict)
-    seeds: int = 5
+    seeds: int | tuple[int, ...] = 5
     profile: str = "laptop"
     keep_models: int = 0
 
     def runs(self) -> Iterator[tuple[str, RunConfig]]:
         """All runs as (variant, configuration), seed by seed: a grid that is cut has complete pairs."""
-        for seed in range(self.seeds):
+        for seed in range(self.seeds) if isinstance(self.seeds, int) else self.seeds:
             for variant, changes in self.variants.items():
                 yield variant, RunConfig(**self.base | changes | {"seed": seed})
 
@@ -78,7 +78,12 @@ def run(
 
 
 def _compute(
-    missing: list[tuple[str, RunConfig]], grid: Grid, store: Store, workers: int | None, device: str, progress: bool
+    missing: list[tuple[str, RunConfig]],
+    grid: Grid,
+    store: Store,
+    workers: int | None,
+    device: str,
+    progress: bool,
 ) -> None:
     if workers is None:
         workers = (os.cpu_count() or 1) if device == "cpu" else 1
@@ -88,7 +93,9 @@ def _compute(
     ) as pool:
         futures = [pool.submit(_run_one, variant, config, grid, store, device) for variant, config in missing]
         try:
-            for future in tqdm(as_completed(futures), grid.experiment, len(futures), unit="run", disable=not progress):
+            for future in tqdm(
+                as_completed(futures), grid.experiment, len(futures), unit="run", disable=not progress
+            ):
                 future.result()
         except BaseException:  # interrupted: do not start what has not started
             pool.shutdown(wait=False, cancel_futures=True)

@@ -62,7 +62,12 @@ def train(
     optimizer = create_optimizer_v2(model, "adamw", lr=config.learning_rate, weight_decay=config.weight_decay)
     shuffle = torch.Generator().manual_seed(config.seed)
     loader = DataLoader(
-        train_data, config.batch_size, shuffle=True, drop_last=True, generator=shuffle, collate_fn=train_data.collate
+        train_data,
+        config.batch_size,
+        shuffle=True,
+        drop_last=True,
+        generator=shuffle,
+        collate_fn=train_data.collate,
     )
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     schedule = OneCycleLR(optimizer, config.learning_rate, total_steps=config.epochs * len(loader))
@@ -73,7 +78,9 @@ def train(
         train_loss = _train_epoch(model, loader, optimizer, schedule, accelerator)
         training_seconds += time.perf_counter() - epoch_started
         if not math.isfinite(train_loss):
-            raise FloatingPointError(f"the training loss is {train_loss} in epoch {epoch}; lower the learning rate")
+            raise FloatingPointError(
+                f"the training loss is {train_loss} in epoch {epoch}; lower the learning rate"
+            )
         scores = evaluate(model, test_data, accelerator.device)
         curve.append({"epoch": epoch, "step": epoch * len(loader), "train_loss": train_loss, **scores})
 
@@ -105,7 +112,11 @@ def _accelerator(device: str) -> Accelerator:
 
 
 def _train_epoch(
-    model: nn.Module, loader: DataLoader, optimizer: torch.optim.Optimizer, schedule: OneCycleLR, accelerator: Accelerator
+    model: nn.Module,
+    loader: DataLoader,
+    optimizer: torch.optim.Optimizer,
+    schedule: OneCycleLR,
+    accelerator: Accelerator,
 ) -> float:
     model.train()
     total: torch.Tensor | float = 0.0

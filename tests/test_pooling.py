@@ -15,7 +15,9 @@ ARGUMENTS = {
     "gap": [{}],
     "simpool": [{}, {"gamma": 2.0, "num_heads": 2, "qkv_bias": True}, {"init": "learned", "gamma": 1.25}],
 }
-CASES = [pytest.param(name, kw, id=f"{name}-{i}") for name in ARGUMENTS for i, kw in enumerate(ARGUMENTS[name])]
+CASES = [
+    pytest.param(name, kw, id=f"{name}-{i}") for name in ARGUMENTS for i, kw in enumerate(ARGUMENTS[name])
+]
 DIM = 8
 
 
@@ -84,7 +86,9 @@ def test_compile_and_export(name, kwargs):
         exported = torch.export.export(pool, (x,)).module()
         torch.testing.assert_close(compiled(x), pool(x))
         torch.testing.assert_close(exported(x), pool(x))
-        for ours, theirs in zip(compiled(x, return_attention=True), pool(x, return_attention=True), strict=True):
+        for ours, theirs in zip(
+            compiled(x, return_attention=True), pool(x, return_attention=True), strict=True
+        ):
             torch.testing.assert_close(ours, theirs)
 
 
@@ -100,10 +104,18 @@ def test_no_parameter_is_left_without_a_gradient(name, kwargs):
     ("x", "error", "message"),
     [
         ([[1.0]], TypeError, "x: expected a floating-point tensor, got list"),
-        (torch.ones(1, 2, DIM, dtype=torch.int64), TypeError, "x: expected a floating-point tensor, got torch.int64"),
+        (
+            torch.ones(1, 2, DIM, dtype=torch.int64),
+            TypeError,
+            "x: expected a floating-point tensor, got torch.int64",
+        ),
         (torch.ones(2, DIM), ValueError, r"x: expected tokens .* got shape \(2, 8\)"),
         (torch.ones(1, 5, DIM + 1), ValueError, r"x: expected 8 channels on axis 2 .* got shape \(1, 5, 9\)"),
-        (torch.ones(1, 5, 2, DIM), ValueError, r"x: expected 8 channels on axis 1 .* got shape \(1, 5, 2, 8\)"),
+        (
+            torch.ones(1, 5, 2, DIM),
+            ValueError,
+            r"x: expected 8 channels on axis 1 .* got shape \(1, 5, 2, 8\)",
+        ),
         (torch.ones(1, 0, DIM), ValueError, "x: expected at least one position"),
     ],
 )
@@ -126,7 +138,9 @@ def test_create_pool_names_what_is_wrong():
         create_pool("nonesuch", DIM)
     with pytest.raises(ValueError, match="dim: expected .* got 0"):
         create_pool("gap", 0)
-    with pytest.raises(TypeError, match="gama: pool 'simpool' does not have this argument; expected one of num_heads"):
+    with pytest.raises(
+        TypeError, match="gama: pool 'simpool' does not have this argument; expected one of num_heads"
+    ):
         create_pool("simpool", DIM, gama=2.0)
 
 

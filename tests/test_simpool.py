@@ -39,7 +39,9 @@ def formula(pool: SimPool, x: torch.Tensor, *, heads, gamma, init, norm, linear,
         "random": lambda image: state["query"][0],
     }
     all_values = np.stack([prepare("v", image) for image in x])
-    minimum = {"image": all_values.min((1, 2), keepdims=True), "batch": all_values.min(), "channel": None}[shift]
+    minimum = {"image": all_values.min((1, 2), keepdims=True), "batch": all_values.min(), "channel": None}[
+        shift
+    ]
     if shift == "channel":
         minimum = all_values.min(1, keepdims=True)
     shifted = all_values - minimum + 1e-6
@@ -75,7 +77,9 @@ def randomised(pool: SimPool) -> SimPool:
 def test_every_combination_equals_the_formula(gamma, init, shift):
     torch.manual_seed(0)
     x = torch.randn(3, 7, 8)
-    for norm, linear, heads, bias, use_beta in product(LETTERS, LETTERS, (1, 2), (False, True), (False, True)):
+    for norm, linear, heads, bias, use_beta in product(
+        LETTERS, LETTERS, (1, 2), (False, True), (False, True)
+    ):
         arguments = {"init": init, "norm": norm, "linear": linear, "shift": shift}
         pool = randomised(SimPool(8, heads, bias, gamma=gamma, use_beta=use_beta, **arguments))
         z, a = pool(x, return_attention=True)
@@ -115,7 +119,9 @@ def test_equals_timm(layout, gamma, heads):
     theirs = timm_class(384, heads, gamma=gamma, norm_layer=partial(nn.LayerNorm, eps=1e-6))
     ours = SimPool(384, heads, gamma=gamma, shift="channel")
     renamed = {"norm": "norm_patches", "q": "wq", "k": "wk"}
-    ours.load_state_dict({f"{renamed[k.split('.')[0]]}.{k.split('.')[1]}": v for k, v in theirs.state_dict().items()})
+    ours.load_state_dict(
+        {f"{renamed[k.split('.')[0]]}.{k.split('.')[1]}": v for k, v in theirs.state_dict().items()}
+    )
     x = torch.randn(2, 196, 384) if layout == "tokens" else torch.randn(2, 384, 14, 14)
     torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-5)
 
@@ -147,7 +153,10 @@ def test_random_query_is_drawn_once_from_torch_generator():
 @pytest.mark.parametrize("shift", ("image", "channel", "batch"))
 def test_only_the_batch_shift_couples_images(shift):
     torch.manual_seed(0)
-    pool, x = SimPool(16, gamma=2.0, shift=shift, norm="k").double(), torch.randn(2, 9, 16, dtype=torch.float64)
+    pool, x = (
+        SimPool(16, gamma=2.0, shift=shift, norm="k").double(),
+        torch.randn(2, 9, 16, dtype=torch.float64),
+    )
     outlier = torch.cat([x[:1], 100 * x[1:]])
     same = torch.allclose(pool(x)[0], pool(outlier)[0], rtol=1e-12)
     assert same == (shift != "batch")

@@ -66,7 +66,9 @@ def create_model(
     return model
 
 
-def _timm_backbone(name: str, num_classes: int, pretrained: bool, img_size: object, kwargs: dict) -> nn.Module:
+def _timm_backbone(
+    name: str, num_classes: int, pretrained: bool, img_size: object, kwargs: dict
+) -> nn.Module:
     if not isinstance(name, str):
         raise TypeError(f"backbone: expected the name of a timm model, got {type(name).__name__}")
     if ":" not in name and not timm.is_model(name.split(".")[0]):
@@ -96,7 +98,9 @@ def _class_token_backbone(
     except (AssertionError, TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, ValueError) and str(error).startswith("backbone"):
             raise
-        raise ValueError(f"pool: 'cls' expects a backbone that pools by a class token, got {name!r}") from error
+        raise ValueError(
+            f"pool: 'cls' expects a backbone that pools by a class token, got {name!r}"
+        ) from error
 
 
 def _has_fixed_input(name: str) -> bool:
@@ -107,7 +111,11 @@ def _has_fixed_input(name: str) -> bool:
 def _is_network_error(error: BaseException | None) -> bool:
     """Whether a hub client's error, or what caused it, is about the connection."""
     while error is not None:
-        if isinstance(error, OSError) or type(error).__module__.split(".")[0] in {"httpx", "httpcore", "requests"}:
+        if isinstance(error, OSError) or type(error).__module__.split(".")[0] in {
+            "httpx",
+            "httpcore",
+            "requests",
+        }:
             return True
         error = error.__cause__ or error.__context__
     return False

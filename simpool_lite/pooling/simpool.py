@@ -154,7 +154,9 @@ class SimPool(Pool):
 
     def extra_repr(self) -> str:
         gamma = "learned" if isinstance(self.gamma, Tensor) else self.gamma
-        return f"heads={self.num_heads}, init={self.init}, norm={self.norm!r}, gamma={gamma}, shift={self.shift}"
+        return (
+            f"heads={self.num_heads}, init={self.init}, norm={self.norm!r}, gamma={gamma}, shift={self.shift}"
+        )
 
 
 def _linear(layer: nn.Linear | None, x: Tensor) -> Tensor:
@@ -165,7 +167,9 @@ def _linear(layer: nn.Linear | None, x: Tensor) -> Tensor:
 
 def _check_heads(dim: int, num_heads: int) -> None:
     if not isinstance(num_heads, int) or num_heads < 1 or dim % num_heads:
-        raise ValueError(f"num_heads: expected an int of at least 1 that divides dim = {dim}, got {num_heads!r}")
+        raise ValueError(
+            f"num_heads: expected an int of at least 1 that divides dim = {dim}, got {num_heads!r}"
+        )
 
 
 def _check_gamma(gamma: float | None, learn_gamma: bool) -> None:
