@@ -21,14 +21,18 @@ if TYPE_CHECKING:
     from .models import replace_pooling as replace_pooling
     from .models import save_model as save_model
     from .pooling import SimPool as SimPool
+    from .pooling import Spec as Spec
     from .pooling import create_pool as create_pool
+    from .pooling import generic_pool as generic_pool
     from .pooling import list_pools as list_pools
 
 __version__ = "0.1.0"
 
 _HOME = {
     "SimPool": "pooling",
+    "Spec": "pooling",
     "create_pool": "pooling",
+    "generic_pool": "pooling",
     "list_pools": "pooling",
     "create_model": "models",
     "replace_pooling": "models",

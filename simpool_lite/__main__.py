@@ -37,9 +37,7 @@ def add_run(commands: argparse._SubParsersAction) -> None:
         epilog="examples:  run  |  run 00 02-generic  |  run 05 --profile smoke  |  run 05 -p seeds 3",
     )
     _add_notebooks(parser)
-    parser.add_argument(
-        "names", nargs="*", metavar="NOTEBOOK", help="number, name, its beginning or path (all)"
-    )
+    parser.add_argument("names", nargs="*", metavar="NOTEBOOK", help="number, name, its beginning or path (all)")
     parser.add_argument(
         "--profile",
         choices=("smoke", "laptop", "gpu"),
@@ -92,9 +90,7 @@ def _run(options: argparse.Namespace) -> int:
     stopped = next((outcome for outcome in outcomes if outcome.stopped), None)
     if stopped is None:
         return 0
-    print(
-        f"\n{runner.explain(stopped, _again(options, stopped.source, stopped.parameters))}", file=sys.stderr
-    )
+    print(f"\n{runner.explain(stopped, _again(options, stopped.source, stopped.parameters))}", file=sys.stderr)
     return 130 if stopped.status == "interrupted" else 1
 
 
@@ -102,9 +98,7 @@ def _again(options: argparse.Namespace, notebook: Path, parameters: Container[st
     """Return the command that runs one of the notebooks again, with those options that are for it."""
     words = ["python", "-m", "simpool_lite", "run", str(notebook) if options.notebooks else notebook.stem]
     words += ["--profile", options.profile] if options.profile else []
-    words += [
-        word for name, value in options.parameters if name in parameters for word in ("-p", name, value)
-    ]
+    words += [word for name, value in options.parameters if name in parameters for word in ("-p", name, value)]
     words += ["--output", str(options.output)] if options.output else []
     return shlex.join(words + (["--inplace"] if options.inplace else []))
 
@@ -156,9 +150,7 @@ def _record(options: argparse.Namespace) -> int:
 
 
 def _add_notebooks(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--notebooks", type=Path, metavar="DIR", help="folder of other notebooks than the workbook's"
-    )
+    parser.add_argument("--notebooks", type=Path, metavar="DIR", help="folder of other notebooks than the workbook's")
 
 
 def _notebooks(options: argparse.Namespace) -> Path:

@@ -28,7 +28,8 @@ class Grid:
         profile: recorded with each run.
         keep_models: runs of seeds below this keep their trained model.
 
-    >>> grid = Grid("demo", {"backbone": "vit_micro"}, {"GAP": {"pool": "gap"}, "SimPool": {"pool": "simpool"}}, seeds=2)
+    >>> variants = {"GAP": {"pool": "gap"}, "SimPool": {"pool": "simpool"}}
+    >>> grid = Grid("demo", {"backbone": "vit_micro"}, variants, seeds=2)
     >>> [(variant, config.pool, config.seed) for variant, config in grid.runs()]
     [('GAP', 'gap', 0), ('SimPool', 'simpool', 0), ('GAP', 'gap', 1), ('SimPool', 'simpool', 1)]
     """
@@ -93,9 +94,7 @@ def _compute(
     ) as pool:
         futures = [pool.submit(_run_one, variant, config, grid, store, device) for variant, config in missing]
         try:
-            for future in tqdm(
-                as_completed(futures), grid.experiment, len(futures), unit="run", disable=not progress
-            ):
+            for future in tqdm(as_completed(futures), grid.experiment, len(futures), unit="run", disable=not progress):
                 future.result()
         except BaseException:  # interrupted: do not start what has not started
             pool.shutdown(wait=False, cancel_futures=True)

@@ -11,9 +11,7 @@ OBJECT_SHARE = 0.15  # a position of the map is object when more than this share
 
 
 @torch.no_grad()
-def evaluate(
-    model: nn.Module, data: Dataset, device: torch.device, batch_size: int = 256
-) -> dict[str, float]:
+def evaluate(model: nn.Module, data: Dataset, device: torch.device, batch_size: int = 256) -> dict[str, float]:
     """Top-1 accuracy in percent and cross-entropy of a model on a data set, in evaluation mode."""
     model.eval()
     correct, loss = 0, 0.0

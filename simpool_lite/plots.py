@@ -13,9 +13,7 @@ from torch import Tensor
 
 from .stats import summarise
 
-_BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _BROWN, _PINK, _GREY, _YELLOW, _CYAN = sns.color_palette(
-    "colorblind", 10
-)
+_BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _BROWN, _PINK, _GREY, _YELLOW, _CYAN = sns.color_palette("colorblind", 10)
 COLOURS = {"CLS": _PURPLE, "GAP": _GREY, "SimPool": _ORANGE, "max": _BLUE, "GeM": _CYAN, "CaiT": _GREEN}
 
 
@@ -57,12 +55,10 @@ def training_curves(curves: pd.DataFrame, title: str) -> Figure:
     return grid.figure
 
 
-def accuracy_bars(runs: pd.DataFrame, metric: str, label: str, title: str) -> Figure:
+def metric_bars(runs: pd.DataFrame, metric: str, label: str, title: str) -> Figure:
     """Mean of a metric with its 95 % t interval and every seed as a dot, one panel a backbone."""
     backbones = list(runs.backbone.unique())
-    figure, axes = plt.subplots(
-        1, len(backbones), figsize=(4.2 * len(backbones), 3.4), sharey=True, squeeze=False
-    )
+    figure, axes = plt.subplots(1, len(backbones), figsize=(4.2 * len(backbones), 3.4), sharey=True, squeeze=False)
     for axis, backbone in zip(axes[0], backbones, strict=True):
         part = runs[(runs.backbone == backbone) & runs[metric].notna()]
         table = summarise(part, metric, ["variant"])
@@ -71,9 +67,7 @@ def accuracy_bars(runs: pd.DataFrame, metric: str, label: str, title: str) -> Fi
             axis.bar(x, row["mean"], width=0.6, color=COLOURS[variant], alpha=0.85)
             axis.errorbar(x, row["mean"], yerr=half, color="black", capsize=6, linewidth=1.5)
             seeds = part[part.variant == variant][metric]
-            axis.scatter(
-                x + np.linspace(-0.15, 0.15, len(seeds)), seeds, s=14, color="black", alpha=0.6, zorder=3
-            )
+            axis.scatter(x + np.linspace(-0.15, 0.15, len(seeds)), seeds, s=14, color="black", alpha=0.6, zorder=3)
         axis.set_xticks(range(len(table)), table.index)
         axis.set_title(backbone)
     axes[0, 0].set_ylabel(label)

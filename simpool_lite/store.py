@@ -174,16 +174,12 @@ def _read_tables(folders: tuple[Path, ...], pattern: str, columns: list[str]) ->
     # Dot files are records that another process is still writing.
     files = [f for folder in folders for f in sorted(folder.glob(pattern)) if not f.name.startswith(".")]
     tables = [pd.read_parquet(file) for file in files]
-    return (
-        pd.concat(tables, ignore_index=True)[list(columns)] if tables else pd.DataFrame(columns=list(columns))
-    )
+    return pd.concat(tables, ignore_index=True)[list(columns)] if tables else pd.DataFrame(columns=list(columns))
 
 
 def _git_revision() -> str:
     try:
         command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-        return subprocess.run(
-            command, cwd=repository_root(), capture_output=True, text=True, check=True
-        ).stdout.strip()
+        return subprocess.run(command, cwd=repository_root(), capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -78,9 +78,7 @@ def train(
         train_loss = _train_epoch(model, loader, optimizer, schedule, accelerator)
         training_seconds += time.perf_counter() - epoch_started
         if not math.isfinite(train_loss):
-            raise FloatingPointError(
-                f"the training loss is {train_loss} in epoch {epoch}; lower the learning rate"
-            )
+            raise FloatingPointError(f"the training loss is {train_loss} in epoch {epoch}; lower the learning rate")
         scores = evaluate(model, test_data, accelerator.device)
         curve.append({"epoch": epoch, "step": epoch * len(loader), "train_loss": train_loss, **scores})
 

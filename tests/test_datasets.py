@@ -202,9 +202,7 @@ def test_options_change_what_they_say(digits):
     assert larger[0][0].shape == (3, 64, 64)
     by_image_size = digits(object_size=(36, 36), image_size=64)
     assert by_image_size.checksum == larger.checksum
-    flat, plain, busy = (
-        digits(clutter=c, distractors=0).images.float().std((2, 3)).mean() for c in (0, 1, 2)
-    )
+    flat, plain, busy = (digits(clutter=c, distractors=0).images.float().std((2, 3)).mean() for c in (0, 1, 2))
     assert flat < plain < busy
 
 

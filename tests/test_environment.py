@@ -22,9 +22,7 @@ import simpool_lite
 
 ROOT = Path(__file__).resolve().parents[1]
 HEADLINE = {"torch", "timm", "jupyterlab", "nbval", "seaborn", "pandas", "ipywidgets", "papermill"}
-REFERENCE_PLATFORM = (
-    sys.platform == "linux" and platform.machine() == "x86_64" and sys.version_info[:2] == (3, 11)
-)
+REFERENCE_PLATFORM = sys.platform == "linux" and platform.machine() == "x86_64" and sys.version_info[:2] == (3, 11)
 
 
 def read_pins(lines) -> dict[str, Version]:
@@ -44,9 +42,7 @@ REQUIREMENTS = [
     Requirement(line) for line in chain(PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
 ]
 PINS = read_pins(
-    line
-    for line in (ROOT / "constraints.txt").read_text().splitlines()
-    if line.strip() and not line.startswith("#")
+    line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.strip() and not line.startswith("#")
 )
 
 
@@ -90,9 +86,7 @@ def imported_packages(folder: str) -> set[str]:
     return {canonicalize_name(package) for name in names for package in distributions.get(name, [])}
 
 
-@pytest.mark.parametrize(
-    ("folder", "extras"), [("simpool_lite", ["notebooks"]), ("tests", ["notebooks", "dev"])]
-)
+@pytest.mark.parametrize(("folder", "extras"), [("simpool_lite", ["notebooks"]), ("tests", ["notebooks", "dev"])])
 def test_every_import_is_required(folder, extras):
     lines = chain(PROJECT["dependencies"], *(PROJECT["optional-dependencies"][extra] for extra in extras))
     required = {canonicalize_name(Requirement(line).name) for line in lines}

@@ -52,10 +52,7 @@ def printed(path: Path) -> str:
 
 
 FIRST = [
-    text(
-        "# What is *pooling*?\n\n![sketch](../data/sketch.png)\n\n"
-        "One vector, e.g. $z$, for an image. More follows."
-    ),
+    text("# What is *pooling*?\n\n![sketch](../data/sketch.png)\n\nOne vector, e.g. $z$, for an image. More follows."),
     text(
         r"$$z = \sum_i a_i v_i$$"
         "\n\n[next](01-second.ipynb#part), [last](03-never.ipynb), [data](../data/sketch.png)\n\n"
@@ -77,9 +74,7 @@ def ran(tmp_path_factory):
     folder = root / "notebooks"
     save(folder / "00-first.ipynb", *FIRST)
     save(folder / "01-second.ipynb", text("# Second\n\nNo picture here."), code("print('second ran')"))
-    save(
-        folder / "02-broken.ipynb", text("# Broken"), code("a = {}"), code("# look\na['missing']"), code("1")
-    )
+    save(folder / "02-broken.ipynb", text("# Broken"), code("a = {}"), code("# look\na['missing']"), code("1"))
     save(folder / "03-never.ipynb", text("# Never\n\nIt is not run."), code("print('third ran')"))
     (root / "data").mkdir()
     (root / "data" / "sketch.png").write_bytes(base64.b64decode(PNG))
@@ -387,9 +382,7 @@ def test_help_imports_nothing_heavy():
 
 
 def test_missing_packages_are_named():
-    done = python(
-        "import sys; sys.modules['papermill'] = None; import simpool_lite.__main__ as m; m.main(['list'])"
-    )
+    done = python("import sys; sys.modules['papermill'] = None; import simpool_lite.__main__ as m; m.main(['list'])")
     assert 'papermill, which is not installed: pip install "simpool-lite[notebooks]"' in done.stderr
 
 

@@ -102,24 +102,18 @@ def load_data(
     check_choice("split", split, SPLITS)
     for argument, value in (("mean", mean), ("std", std)):
         if value is not None and len(value) != 3:
-            raise ValueError(
-                f"{argument}: expected three floats (R, G, B), got {value!r}; pass one a channel"
-            )
+            raise ValueError(f"{argument}: expected three floats (R, G, B), got {value!r}; pass one a channel")
 
     if name == "photo-digits":
         from .photo_digits import PhotoDigits
 
         if data_root is not None:
-            raise ValueError(
-                f"data_root: photo-digits reads no folder, got {data_root!r}; its cache is cache_dir"
-            )
+            raise ValueError(f"data_root: photo-digits reads no folder, got {data_root!r}; its cache is cache_dir")
         if augment:
             raise ValueError(f"augment: photo-digits has no augmentation, got {augment!r}; leave it out")
         if image_size is not None:
             if "size" in options:
-                raise ValueError(
-                    "image_size: is another name of size for photo-digits; pass only one of them"
-                )
+                raise ValueError("image_size: is another name of size for photo-digits; pass only one of them")
             options["size"] = image_size
         return PhotoDigits(split, target="digit" if target is None else target, mean=mean, std=std, **options)
 
@@ -150,6 +144,4 @@ def cache_folder() -> Path:
 def check_choice(argument: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raise a ValueError unless `value` is one of `choices`."""
     if value not in choices:
-        raise ValueError(
-            f"{argument}: expected one of {', '.join(choices)}; got {value!r}; choose one of those"
-        )
+        raise ValueError(f"{argument}: expected one of {', '.join(choices)}; got {value!r}; choose one of those")

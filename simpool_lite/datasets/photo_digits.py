@@ -124,9 +124,7 @@ class PhotoDigits(LabelledImages):
             num_images = DEFAULT_NUM_IMAGES[split]
         self.options = _Options(split, num_images, seed, object_size, distractors, clutter, size)
         self.split, self.target = split, target
-        arrays = _load_or_generate(
-            self.options, Path(cache_dir).expanduser() if cache_dir else cache_folder()
-        )
+        arrays = _load_or_generate(self.options, Path(cache_dir).expanduser() if cache_dir else cache_folder())
         self.checksum = str(arrays.pop("checksum"))
         tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
         self.images, self.masks = tensors["images"], tensors["masks"]
@@ -175,13 +173,9 @@ class _Options:
         for name, least in (("num_images", 1), ("seed", 0), ("distractors", 0), ("size", 8)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(
-                    f"{name}: expected an int of {least} or more, got {value!r}; pass such a number"
-                )
+                raise ValueError(f"{name}: expected an int of {least} or more, got {value!r}; pass such a number")
         if not isinstance(self.clutter, int | float) or not 0 <= self.clutter <= 4:
-            raise ValueError(
-                f"clutter: expected a number from 0 to 4, got {self.clutter!r}; 1 is the photo as it is"
-            )
+            raise ValueError(f"clutter: expected a number from 0 to 4, got {self.clutter!r}; 1 is the photo as it is")
         # A square of this side still fits with two pixels to spare when it is turned.
         turn = np.radians(ROTATION)
         greatest = int((self.size - 2) / (np.cos(turn) + np.sin(turn)))
@@ -344,9 +338,7 @@ def _generate(options: _Options) -> dict[str, np.ndarray]:
     }  # fmt: skip
 
 
-def _choose_glyphs(
-    draws: dict[str, np.ndarray], digits: np.ndarray, by_class: list[np.ndarray]
-) -> np.ndarray:
+def _choose_glyphs(draws: dict[str, np.ndarray], digits: np.ndarray, by_class: list[np.ndarray]) -> np.ndarray:
     """A glyph of the right class for every image, then any of the split for its fragments, (n, layers)."""
     everyone = np.concatenate(by_class)
     glyphs = everyone[_pick(draws["glyph"], len(everyone))]
@@ -364,9 +356,7 @@ def _windows(draws: np.ndarray, shapes: np.ndarray) -> np.ndarray:
     return np.stack([x0, y0, x0 + side, y0 + side], axis=1)
 
 
-def _place(
-    layer: int, draws: dict[str, np.ndarray], boxes: np.ndarray, options: _Options
-) -> dict[str, np.ndarray]:
+def _place(layer: int, draws: dict[str, np.ndarray], boxes: np.ndarray, options: _Options) -> dict[str, np.ndarray]:
     """How one stroke of every image lies.
 
     `cut` (n, 4), the part of the glyph shown, in its points; `centre` (n, 2) of that part in the image;
@@ -436,9 +426,7 @@ def _background(
     return np.clip((crop + 128) >> 8, 0, 255).astype(np.int32)
 
 
-def _paste(
-    canvas: np.ndarray, alpha: np.ndarray, glyphs: np.ndarray, stroke: dict[str, np.ndarray]
-) -> np.ndarray:
+def _paste(canvas: np.ndarray, alpha: np.ndarray, glyphs: np.ndarray, stroke: dict[str, np.ndarray]) -> np.ndarray:
     """Draw one stroke on every image of `canvas` (3, b, S, S), in place; its mask, bool (b, S, S)."""
     colours = stroke["colour"]
     stroke = {name: values.astype(np.float32) for name, values in stroke.items()}

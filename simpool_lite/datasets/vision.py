@@ -123,9 +123,7 @@ def load_vision(
     if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
         raise ValueError(f"image_size: expected a positive int, got {image_size!r}; pass the side in pixels")
     if download and name not in DOWNLOADABLE:
-        raise ValueError(
-            f"download: {name!r} cannot be downloaded, got True; put {LAYOUTS[name]} under data_root"
-        )
+        raise ValueError(f"download: {name!r} cannot be downloaded, got True; put {LAYOUTS[name]} under data_root")
     if data_root is None and name not in DOWNLOADABLE:
         raise ValueError(f"data_root: {name!r} needs a folder, got None; pass one that holds {LAYOUTS[name]}")
 
@@ -157,9 +155,7 @@ def _transform(
     if isinstance(augment, dict):
         keywords |= augment
     elif augment not in (None, True, False):
-        raise ValueError(
-            f"augment: expected True, False, None or a dict of keywords, got {augment!r}; pass one"
-        )
+        raise ValueError(f"augment: expected True, False, None or a dict of keywords, got {augment!r}; pass one")
     try:
         return create_transform(**keywords)
     except TypeError as error:
@@ -168,9 +164,7 @@ def _transform(
         ) from error
 
 
-def _open(
-    name: str, split: str, root: Path, download: bool, size: str | None
-) -> tuple[Any, list[int], list[str]]:
+def _open(name: str, split: str, root: Path, download: bool, size: str | None) -> tuple[Any, list[int], list[str]]:
     """The torchvision data set, its labels and its class names."""
     if download:
         root.mkdir(parents=True, exist_ok=True)

@@ -41,9 +41,7 @@ def load_model(path: str | Path, device: str = "cpu") -> nn.Module:
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
     if HEADER not in metadata:
-        raise ValueError(
-            f"path: expected a file of save_model(), got {path}, whose header has no configuration"
-        )
+        raise ValueError(f"path: expected a file of save_model(), got {path}, whose header has no configuration")
     model = create_model(**json.loads(metadata[HEADER]))
     safetensors.torch.load_model(model, str(path))
     return model.to(device).eval()

@@ -66,9 +66,7 @@ def create_model(
     return model
 
 
-def _timm_backbone(
-    name: str, num_classes: int, pretrained: bool, img_size: object, kwargs: dict
-) -> nn.Module:
+def _timm_backbone(name: str, num_classes: int, pretrained: bool, img_size: object, kwargs: dict) -> nn.Module:
     if not isinstance(name, str):
         raise TypeError(f"backbone: expected the name of a timm model, got {type(name).__name__}")
     if ":" not in name and not timm.is_model(name.split(".")[0]):
@@ -89,18 +87,14 @@ def _timm_backbone(
         raise
 
 
-def _class_token_backbone(
-    name: str, num_classes: int, pretrained: bool, img_size: object, kwargs: dict
-) -> nn.Module:
+def _class_token_backbone(name: str, num_classes: int, pretrained: bool, img_size: object, kwargs: dict) -> nn.Module:
     try:
         kwargs = {"global_pool": "token", **kwargs}
         return _timm_backbone(name, num_classes, pretrained, img_size, kwargs)
     except (AssertionError, TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, ValueError) and str(error).startswith("backbone"):
             raise
-        raise ValueError(
-            f"pool: 'cls' expects a backbone that pools by a class token, got {name!r}"
-        ) from error
+        raise ValueError(f"pool: 'cls' expects a backbone that pools by a class token, got {name!r}") from error
 
 
 def _has_fixed_input(name: str) -> bool:

@@ -76,9 +76,7 @@ class ConvStem(nn.Module):
     def __init__(self, img_size: int, patch_size: int, in_chans: int, embed_dim: int, **_: object) -> None:
         super().__init__()
         if patch_size != 8 or img_size % 8:
-            raise ValueError(
-                f"img_size: expected a multiple of 8 (patch_size 8), got {img_size}, {patch_size}"
-            )
+            raise ValueError(f"img_size: expected a multiple of 8 (patch_size 8), got {img_size}, {patch_size}")
         self.patch_size, self.grid_size = (8, 8), (img_size // 8, img_size // 8)
         self.num_patches = self.grid_size[0] * self.grid_size[1]
         self.convs = nn.Sequential(
@@ -119,13 +117,9 @@ def vit_micro(pretrained: bool = False, global_pool: str = "avg", **kwargs) -> V
 
 def _own_arguments(kwargs: dict) -> dict:
     # timm's factory adds these for models with pretrained weights.
-    return {
-        k: v for k, v in kwargs.items() if k not in {"pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
-    }
+    return {k: v for k, v in kwargs.items() if k not in {"pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}}
 
 
 def _refuse_pretrained(name: str, pretrained: bool) -> None:
     if pretrained:
-        raise ValueError(
-            f"pretrained: {name} has no published weights, expected False; train it, or load_model()"
-        )
+        raise ValueError(f"pretrained: {name} has no published weights, expected False; train it, or load_model()")

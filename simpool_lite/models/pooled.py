@@ -54,9 +54,7 @@ class PooledMixin:
             self(images)
         if self.last_attention is None:
             name = type(self.pooling).__name__
-            raise ValueError(
-                f"pool: expected a pooling with an attention map, got {name}, which weighs no positions"
-            )
+            raise ValueError(f"pool: expected a pooling with an attention map, got {name}, which weighs no positions")
         return self.last_attention
 
 

@@ -135,9 +135,7 @@ def _blocks(node: NotebookNode) -> Iterator[Tag]:
     after_title = False
     for cell in node.cells:
         if cell.cell_type == "markdown":
-            for block in BeautifulSoup(markdown_to_html(cell.source), "html.parser").find_all(
-                recursive=False
-            ):
+            for block in BeautifulSoup(markdown_to_html(cell.source), "html.parser").find_all(recursive=False):
                 if after_title:
                     yield block
                 after_title = after_title or re.fullmatch(r"h\d", block.name) is not None

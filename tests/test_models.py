@@ -1,0 +1,211 @@
+"""create_model, replace_pooling and checkpoints, over the families of timm."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from simpool_lite import create_model, load_model, replace_pooling, save_model
+from simpool_lite.pooling import SimPool
+
+# backbone -> side of its attention map for images of 64 pixels (or the smallest the model takes, given)
+FAMILIES = {
+    "convnet_micro": (48, 12),
+    "vit_micro": (48, 6),
+    "resnet18": (64, 2),
+    "resnet50": (64, 2),
+    "convnext_tiny": (64, 2),
+    "efficientnet_b0": (64, 2),
+    "mobilenetv3_small_100": (64, 2),
+    "vit_tiny_patch16_224": (64, 4),
+    "deit3_small_patch16_224": (64, 4),
+    "vit_small_patch14_reg4_dinov2": (56, 4),
+    "swin_tiny_patch4_window7_224": (224, 7),
+    "maxvit_tiny_tf_224": (224, 7),
+    # Beyond those named in the paper: other heads, layouts and prefixes.
+    "beit_base_patch16_224": (224, 14),
+    "cait_xxs24_224": (224, 14),
+    "deit_tiny_distilled_patch16_224": (64, 4),
+    "eva02_tiny_patch14_224": (56, 4),
+    "mixer_s32_224": (224, 7),
+    "mobilevit_xxs": (64, 2),
+    "regnetx_002": (64, 2),
+    "vgg11": (64, 2),
+    "vit_base_patch16_siglip_224": (64, 4),
+    "xcit_nano_12_p16_224": (64, 4),
+}
+
+
+@pytest.mark.parametrize("backbone", FAMILIES)
+def test_forward_backward_and_maps(backbone):
+    torch.manual_seed(0)
+    pixels, side = FAMILIES[backbone]
+    model = create_model(backbone, "simpool", 10, img_size=pixels)
+    images = torch.randn(2, 3, pixels, pixels)
+    logits = model(images)
+    assert logits.shape == (2, 10)
+    logits.square().sum().backward()
+    assert all(p.grad is not None for p in model.pooling.parameters())
+    maps = model.attention(images)
+    assert maps.shape == (2, 1, side, side) and not maps.requires_grad
+    torch.testing.assert_close(maps.sum((2, 3)), torch.ones(2, 1))
+    assert model.training, "asking for maps must not change the mode"
+
+
+@pytest.mark.parametrize(
+    "backbone", ["resnet18", "convnext_tiny", "mobilenetv3_small_100", "regnetx_002", "mobilevit_xxs"]
+)
+def test_gap_leaves_a_model_that_averages_as_it_was(backbone):
+    """timm's own average and ours: same logits, so everything after the pooling stayed in place."""
+    model = timm.create_model(backbone, num_classes=10).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(images)
+        torch.testing.assert_close(replace_pooling(model, "gap")(images), expected)
+
+
+@pytest.mark.parametrize("backbone", ["swin_tiny_patch4_window7_224", "maxvit_tiny_tf_224"])
+def test_gap_leaves_hierarchical_transformers_as_they_were(backbone):
+    model = timm.create_model(backbone, num_classes=10).eval()
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        expected = model(images)
+        torch.testing.assert_close(replace_pooling(model, "gap")(images), expected)
+
+
+def test_final_norm_before_or_after_the_pooling():
+    """A ViT by hand: norm_first pools normalised patches, otherwise the pooled patches are normalised."""
+    torch.manual_seed(0)
+    plain = timm.create_model("vit_tiny_patch16_224", num_classes=10, img_size=64, depth=2).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        plain.norm.weight.normal_()
+        normed = plain.forward_features(images)[:, 1:]  # the class token is not pooled
+        before = plain.head(normed.mean(1))
+        model = replace_pooling(copy.deepcopy(plain), "gap")
+        torch.testing.assert_close(model(images), before)
+
+        norm, trunk = plain.norm, copy.deepcopy(plain)
+        trunk.norm = torch.nn.Identity()
+        after = plain.head(norm(trunk.forward_features(images)[:, 1:].mean(1)))
+        model = replace_pooling(copy.deepcopy(plain), "gap", norm_first=False)
+        torch.testing.assert_close(model(images), after)
+    assert (before - after).abs().max() > 1e-3
+
+
+def test_norm_in_the_head_moves_before_the_pooling():
+    """timm puts the final norm of a ViT that averages behind the average (fc_norm)."""
+    torch.manual_seed(0)
+    plain = timm.create_model("vit_tiny_patch16_224", num_classes=10, img_size=64, depth=1, global_pool="avg").eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        plain.fc_norm.weight.normal_()
+        patches = plain.forward_features(images)[:, 1:]
+        expected = plain.head(plain.fc_norm(patches).mean(1))
+        torch.testing.assert_close(replace_pooling(plain, "gap")(images), expected)
+
+
+def test_published_order_and_pool_arguments():
+    model = create_model("vit_micro", "simpool", 10, pool_kwargs={"gamma": 1.25, "num_heads": 2})
+    assert isinstance(model.pooling, SimPool) and model.pooling.gamma == 1.25
+    assert model.attention(torch.randn(1, 3, 48, 48)).shape == (1, 2, 6, 6)
+
+
+def test_last_attention_is_the_last_forwards():
+    model = replace_pooling(timm.create_model("resnet18", num_classes=4), "simpool").eval()
+    assert model.last_attention is None
+    images = torch.randn(2, 3, 64, 96)
+    model(images)
+    first = model.last_attention
+    assert first.shape == (2, 1, 2, 3) and not first.requires_grad
+    torch.testing.assert_close(model.attention(images), first)
+
+
+def test_replacing_twice_and_deep_copies():
+    model = replace_pooling(timm.create_model("resnet18", num_classes=4), "simpool").eval()
+    copied, images = copy.deepcopy(model), torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(copied(images), model(images))
+    torch.testing.assert_close(copied.attention(images), model.attention(images))
+    assert type(replace_pooling(model, "gap")) is type(copied)
+    torch.testing.assert_close(model.attention(images), torch.full((1, 1, 2, 2), 0.25))
+
+
+def test_images_that_are_not_square():
+    model = create_model("vit_tiny_patch16_224", "simpool", 10, img_size=(64, 32))
+    assert model.attention(torch.randn(1, 3, 64, 32)).shape == (1, 1, 4, 2)
+
+
+@pytest.mark.parametrize(("backbone", "pixels"), [("vit_micro", 48), ("vit_small_patch14_reg4_dinov2", 56)])
+def test_class_token_attention(backbone, pixels):
+    """Against the softmax of the last block's own queries and keys, registers and the token itself left out."""
+    torch.manual_seed(0)
+    model = create_model(backbone, "cls", 10, img_size=pixels).eval()
+    images = torch.randn(2, 3, pixels, pixels)
+    seen = []
+    block = model.blocks[-1]
+    with block.attn.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])), torch.no_grad():
+        logits = model(images)
+    heads, attn = block.attn.num_heads, block.attn
+    q, k, _ = attn.qkv(seen[0]).unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    weights = (q[:, :, 0:1] @ k.mT * attn.scale).softmax(-1)[:, :, 0, model.num_prefix_tokens :]
+    expected = weights / weights.sum(-1, keepdim=True)
+    maps = model.attention(images)
+    torch.testing.assert_close(maps.flatten(2), expected)
+    torch.testing.assert_close(model(images), logits)  # nothing is left changed
+    assert attn.fused_attn
+
+
+def test_vit_micro_has_a_class_token_only_for_cls():
+    assert create_model("vit_micro", "cls", 10).cls_token is not None
+    assert create_model("vit_micro", "gap", 10).cls_token is None
+
+
+def test_img_size_is_ignored_where_any_size_goes():
+    assert create_model("resnet18", "gap", 3, img_size=48)(torch.randn(1, 3, 48, 48)).shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: create_model("resnet18", "cls", 10), ValueError, "pool: 'cls' expects .* got 'resnet18'"),
+        (lambda: create_model("vit_micro", "cls", 10, pool_kwargs={"gamma": 2}), ValueError, "pool_kwargs: .*no arg"),
+        (lambda: create_model("resnet1", "gap", 10), ValueError, "backbone: expected .* got 'resnet1'"),
+        (lambda: create_model("resnet18", "average", 10), ValueError, "name: expected one of gap.* got 'average'"),
+        (lambda: create_model("vit_micro", "gap", 10, pretrained=True), ValueError, "pretrained: .*no published"),
+        (lambda: create_model(None, "gap", 10), TypeError, "backbone: expected the name"),
+        (lambda: replace_pooling(torch.nn.Linear(2, 2), "gap"), TypeError, "model: expected a timm .* got Linear"),
+    ],
+)
+def test_errors_name_the_argument(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("backbone", "pool", "kwargs"),
+    [
+        ("vit_micro", "cls", {}),
+        ("vit_micro", "simpool", {"pool_kwargs": {"gamma": 1.25, "init": "random"}, "norm_first": False}),
+        ("convnet_micro", "gap", {"drop_rate": 0.1}),
+    ],
+)
+def test_checkpoint_round_trip(tmp_path, backbone, pool, kwargs):
+    model = create_model(backbone, pool, 7, **kwargs).eval()
+    path = save_model(model, tmp_path / "new" / "model.safetensors")
+    images = torch.randn(2, 3, 48, 48)
+    loaded = load_model(path)
+    assert type(loaded) is type(model) and not loaded.training
+    assert torch.equal(loaded(images), model(images))
+    assert [file.name for file in path.parent.iterdir()] == ["model.safetensors"]
+
+
+def test_checkpoint_errors(tmp_path):
+    with pytest.raises(FileNotFoundError, match="path: expected a file of save_model"):
+        load_model(tmp_path / "none.safetensors")
+    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="path: .* no configuration"):
+        load_model(tmp_path / "other.safetensors")
+    with pytest.raises(TypeError, match=r"model: expected a model of create_model\(\), got Linear"):
+        save_model(torch.nn.Linear(1, 1), tmp_path / "linear.safetensors")
