@@ -1,6 +1,6 @@
 """The course's figures: one message each, the same colour for the same method throughout."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -22,8 +22,9 @@ def use_course_style() -> None:
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind", rc={"figure.dpi": 100})
 
 
-def image_row(axes: Sequence[Axes], images: Tensor, titles: Sequence[str] = ()) -> None:
+def image_row(axes: Iterable[Axes], images: Tensor, titles: Sequence[object] = ()) -> None:
     """Show images ``(n, 3, H, W)`` with values 0 to 1, one an axis, each under its title."""
+    axes = list(axes)
     for axis, image in zip(axes, images, strict=True):
         axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
     for axis, title in zip(axes, titles, strict=False):
@@ -76,7 +77,7 @@ def metric_bars(runs: pd.DataFrame, metric: str, label: str, title: str) -> Figu
     return figure
 
 
-def _strip(axes: Sequence[Axes]) -> None:
+def _strip(axes: Iterable[Axes]) -> None:
     for axis in axes:
         axis.set(xticks=[], yticks=[])
         axis.grid(False)
