@@ -1,6 +1,9 @@
 """create_model, replace_pooling and checkpoints, over the families of timm."""
 
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import timm
@@ -209,3 +212,26 @@ def test_checkpoint_errors(tmp_path):
         load_model(tmp_path / "other.safetensors")
     with pytest.raises(TypeError, match=r"model: expected a model of create_model\(\), got Linear"):
         save_model(torch.nn.Linear(1, 1), tmp_path / "linear.safetensors")
+
+
+@pytest.mark.parametrize("order", ["import simpool_lite, timm", "import timm, simpool_lite"])
+def test_timm_makes_our_models_by_name(order):
+    """Whichever is imported first; in a process of its own, since both are loaded in this one."""
+    code = (
+        f"{order}, torch\n"
+        "model = timm.create_model('vit_micro_simpool', num_classes=5, pool_kwargs={'gamma': 2.0}).eval()\n"
+        "assert model.pooling.gamma == 2.0 and model(torch.randn(1, 3, 48, 48)).shape == (1, 5)\n"
+        "assert {'resnet50_simpool', 'convnet_micro_gap'} <= set(timm.list_models())\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_pretrained_weights_offline(tmp_path):
+    code = (
+        "from simpool_lite import create_model\n"
+        "try:\n    create_model('resnet18', 'simpool', 10, pretrained=True)\n"
+        "except FileNotFoundError as error:\n    assert str(error).startswith('pretrained: the weights of')\n"
+        "else:\n    raise SystemExit('no error')\n"
+    )
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=offline)

@@ -92,8 +92,8 @@ def test_parameters_reach_the_notebook_with_their_types(ran):
     assert "['smoke', 0.001, ['a', 'b'], 5]" in printed(ran.output / "notebooks" / "00-first.ipynb")
 
 
-def test_kernel_is_the_running_interpreter_in_the_notebooks_folder(ran):
-    assert f"{sys.executable} notebooks" in printed(ran.output / "notebooks" / "00-first.ipynb")
+def test_kernel_is_the_running_interpreter_in_the_callers_folder(ran):
+    assert f"{sys.executable} {ran.elsewhere.name}" in printed(ran.output / "notebooks" / "00-first.ipynb")
 
 
 def test_executed_copies_are_kept_and_sources_untouched(ran):

@@ -12,6 +12,7 @@ from typing import Any
 import nbformat
 import papermill
 import yaml
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from nbformat import NotebookNode
 from papermill.execute import remove_error_markers
 
@@ -127,14 +128,16 @@ def parse_value(text: str) -> Any:
 
 
 def clean(node: NotebookNode) -> NotebookNode:
-    """Remove, in place, what executing adds and nobody reads: papermill's notes, times, versions."""
+    """Return a notebook without what executing adds and nobody reads: papermill's notes, times, versions."""
     node = remove_error_markers(node)
     node.metadata.pop("papermill", None)
     node.metadata["kernelspec"] = dict(KERNELSPEC)
     node.metadata.get("language_info", {}).pop("version", None)
+    # How the kernel cuts a cell's prints into messages is a matter of timing.
+    node, _ = CoalesceStreamsPreprocessor(enabled=True)(node, {})
     for cell in node.cells:
-        cell.metadata.pop("papermill", None)
-        cell.metadata.pop("execution", None)
+        for noise in ("papermill", "execution", "lines_to_next_cell"):  # the last is jupytext's
+            cell.metadata.pop(noise, None)
         if not cell.metadata.get("tags", True):  # papermill gives every cell an empty list
             del cell.metadata["tags"]
     return node

@@ -150,7 +150,7 @@ def _execute(outcome: Outcome, *, progress: bool) -> None:
                 outcome.parameters,
                 kernel_name="python3",
                 language="python",
-                cwd=outcome.source.parent,
+                cwd=Path.cwd(),  # so that a path given with -p means what it means in the shell
                 progress_bar={"desc": outcome.source.stem, "unit": "cell"} if progress else False,
                 kernel_manager_class=_ThisInterpreter,
                 record_timing=False,

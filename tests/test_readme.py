@@ -1,0 +1,76 @@
+"""The README is true line by line, as far as a machine can tell."""
+
+import base64
+import re
+import subprocess
+import sys
+
+import nbformat
+import pandas as pd
+import pytest
+import torch
+
+from simpool_lite.experiments import LEARNING_RATES, first_light
+from simpool_lite.paths import repository_root
+from simpool_lite.store import recorded_results
+
+ROOT = repository_root()
+README = (ROOT / "README.md").read_text()
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def test_the_ten_lines_run():
+    code = re.search(r"```python\n(.*?)```", README, re.S).group(1)
+    names: dict = {}
+    exec(code, names)
+    assert names["z"].shape == (2, 384) and names["a"].shape == (2, 1, 196)
+    assert names["logits"].shape == (2, 10) and names["maps"].shape == (2, 1, 7, 7)
+    torch.testing.assert_close(names["maps"].sum((2, 3)), torch.ones(2, 1))
+    assert names["image"].shape == (3, 48, 48) and isinstance(names["label"], int)
+
+
+def test_the_picture_is_the_notebooks():
+    notebook = nbformat.read(ROOT / "notebooks" / "00-start-here.ipynb", 4)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    pictures = [base64.b64decode(o.data["image/png"]) for o in outputs if "image/png" in o.get("data", {})]
+    assert (ROOT / "data" / "attention-maps.png").read_bytes() in pictures
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((?!https?:)([^)#]+)\)", README))))
+def test_links_lead_somewhere(link):
+    assert (ROOT / link).exists()
+
+
+def test_the_course_map_names_every_notebook():
+    assert re.findall(r"^\| \[`?(\d\d[^`\]]*)`?\]\(notebooks/\1\.ipynb\)", README, re.M) == [n.stem for n in NOTEBOOKS]
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"`?make ([a-z]+)", README))))
+def test_make_has_the_targets(target):
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
+
+
+@pytest.mark.parametrize("options", re.findall(r"python -m simpool_lite (run|list|record)", README))
+def test_the_command_line_has_the_commands(options):
+    done = subprocess.run([sys.executable, "-m", "simpool_lite", options, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("backbone", ["vit_micro", "convnet_micro"])
+def test_learning_rates_are_the_winners_of_the_recorded_search(backbone):
+    search = pd.read_parquet(recorded_results() / "learning-rate-search.parquet")
+    search = search[search.backbone == backbone].assign(
+        pool=search.pool, rate=search.config.str.extract(r'"learning_rate": ([^,]+)')[0].astype(float)
+    )
+    best = search.loc[search.groupby("pool").top1.idxmax()].set_index("pool").rate.to_dict()
+    assert best == {pool: rate for (name, pool), rate in LEARNING_RATES.items() if name == backbone}
+    assert not set(search.seed) & set(range(first_light(backbone).seeds))
+
+
+@pytest.mark.parametrize("backbone", ["vit_micro", "convnet_micro"])
+def test_the_headline_runs_are_recorded(backbone):
+    """Every run that notebook 00 asks for is in the recorded results, finished, from a committed revision."""
+    runs = pd.read_parquet(recorded_results() / "first-light.parquet").set_index("config_hash")
+    asked = [config.hash() for _, config in first_light(backbone).runs()]
+    recorded = runs.loc[asked]
+    assert (recorded.status == "ok").all() and not recorded.git_revision.str.contains("dirty|unknown").any()
