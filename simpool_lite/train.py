@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from .config import RunConfig
 from .datasets import LabelledImages, load_data
+from .datasets.photo_digits import DEFAULT_NUM_IMAGES
 from .device import resolve_device
 from .evaluate import evaluate, evaluate_attention
 from .models import create_model
@@ -95,9 +96,15 @@ def train(
 
 
 def load_split(config: RunConfig, split: str) -> LabelledImages:
-    """The data of a run; size, mean and std of photographs follow the backbone's timm configuration."""
+    """The data of a run; size, mean and std of photographs follow the backbone's timm configuration.
+
+    More training images of photo-digits are still tested on the same 1,024; fewer on as few.
+    """
     if config.dataset == "photo-digits":
-        return load_data(config.dataset, split, target=config.target, **config.data_options)
+        options = dict(config.data_options)
+        if split == "test" and "num_images" in options:
+            options["num_images"] = min(options["num_images"], DEFAULT_NUM_IMAGES["test"])
+        return load_data(config.dataset, split, target=config.target, **options)
     timm_config = timm.get_pretrained_cfg(config.backbone)
     form = {"image_size": timm_config.input_size[-1], "mean": timm_config.mean, "std": timm_config.std}
     return load_data(config.dataset, split, data_root=config.data_root, **form | config.data_options)

@@ -10,7 +10,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from simpool_lite import create_model, load_model, replace_pooling, save_model
+from simpool_lite import create_model, list_pools, load_model, replace_pooling, save_model
 from simpool_lite.pooling import SimPool
 
 # backbone -> side of its attention map for images of 64 pixels (or the smallest the model takes, given)
@@ -135,6 +135,23 @@ def test_replacing_twice_and_deep_copies():
     torch.testing.assert_close(model.attention(images), torch.full((1, 1, 2, 2), 0.25))
 
 
+@pytest.mark.parametrize("pool", list_pools())
+@pytest.mark.parametrize("backbone", ["convnet_micro", "vit_micro"])
+def test_every_pooling_in_both_kinds_of_model(backbone, pool):
+    """Methods with a convolution get their grid from a transformer's tokens, too."""
+    model, images = create_model(backbone, pool, 10), torch.randn(2, 3, 48, 48)
+    model(images).square().sum().backward()
+    side = 12 if backbone == "convnet_micro" else 6
+    if pool in {"max", "gem", "lse", "se", "ge"}:
+        assert model.last_attention is None
+        with pytest.raises(ValueError, match="pool: expected a pooling with an attention map"):
+            model.attention(images)
+    else:
+        maps = model.attention(images)
+        assert maps.shape[0] == 2 and maps.shape[2:] == (side, side)
+        torch.testing.assert_close(maps.sum((2, 3)), torch.ones(maps.shape[:2]))
+
+
 def test_images_that_are_not_square():
     model = create_model("vit_tiny_patch16_224", "simpool", 10, img_size=(64, 32))
     assert model.attention(torch.randn(1, 3, 64, 32)).shape == (1, 1, 4, 2)
@@ -179,6 +196,11 @@ def test_img_size_is_ignored_where_any_size_goes():
         (lambda: create_model("vit_micro", "gap", 10, pretrained=True), ValueError, "pretrained: .*no published"),
         (lambda: create_model(None, "gap", 10), TypeError, "backbone: expected the name"),
         (lambda: replace_pooling(torch.nn.Linear(2, 2), "gap"), TypeError, "model: expected a timm .* got Linear"),
+        (
+            lambda: create_model("convnet_micro", "kmeans", 10, pool_kwargs={"reduce": "concat"}),
+            ValueError,
+            "pool_kwargs: expected a pooled vector of 96 channels, .* got 288 from 'kmeans'",
+        ),
     ],
 )
 def test_errors_name_the_argument(call, error, message):

@@ -109,6 +109,11 @@ def replace_pooling(model: nn.Module, pool: str, *, norm_first: bool = True, **p
             f"got {type(model).__name__}"
         )
     pooling = create_pool(pool, model.num_features, **pool_kwargs)
+    if pooling.out_dim != model.num_features:
+        raise ValueError(
+            f"pool_kwargs: expected a pooled vector of {model.num_features} channels, as the model's head takes, "
+            f"got {pooling.out_dim} from {pool!r} with {pool_kwargs}; use another reduce"
+        )
     if isinstance(model, PooledMixin):
         model.pooling = pooling.to(_device(model))
         return model
