@@ -1,5 +1,7 @@
 """The workbook's experiments: which runs each notebook asks for, under each profile."""
 
+from dataclasses import replace
+
 from .ablation import Grid
 
 PROFILES = ("smoke", "laptop", "gpu")
@@ -75,11 +77,14 @@ def first_light(
     )
 
 
-def more_images(seeds: int = 2) -> Grid:
+def more_images(profile: str = "laptop", seeds: int = 2) -> Grid:
     """Notebook 00: the transformer on four times the images, so that it cannot learn them by heart."""
-    grid = first_light("vit_micro")
-    base = grid.base | {"epochs": 5, "data_options": {"num_images": 4 * 4096}}
-    return Grid("more-images", base, grid.variants, seeds=seeds)
+    grid = first_light("vit_micro", profile, seeds)
+    if profile == "smoke":
+        longer = {"data_options": {"num_images": 4 * SMOKE_DATA["num_images"]}}
+    else:
+        longer = {"epochs": 5, "data_options": {"num_images": 4 * 4096}}
+    return replace(grid, experiment="more-images", base=grid.base | longer, keep_models=0)
 
 
 def learning_rate_search(backbone: str) -> Grid:

@@ -14,7 +14,16 @@ from torch import Tensor
 from .stats import summarise
 
 _BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _BROWN, _PINK, _GREY, _YELLOW, _CYAN = sns.color_palette("colorblind", 10)
+
+
+def _darker(colour: tuple[float, ...], share: float = 0.45) -> tuple[float, ...]:
+    return tuple((1 - share) * channel for channel in colour)
+
+
 COLOURS = {"CLS": _PURPLE, "GAP": _GREY, "SimPool": _ORANGE, "max": _BLUE, "GeM": _CYAN, "CaiT": _GREEN}
+# The rest of the paper's Table 1, by group: blues; red to pink; yellows; greens.
+COLOURS |= {"LSE": _darker(_CYAN), "HOW": _darker(_BLUE), "k-means": _RED, "OTK": _BROWN, "Slot": _PINK}
+COLOURS |= {"SE": _YELLOW, "CBAM": _darker(_YELLOW, 0.35), "GE": _darker(_YELLOW, 0.6), "ViT": _darker(_GREEN)}
 
 
 def use_course_style() -> None:
@@ -44,15 +53,16 @@ def attention_row(axes: Sequence[Axes], images: Tensor, maps: Tensor, masks: Ten
     _strip(axes)
 
 
-def training_curves(curves: pd.DataFrame, title: str) -> Figure:
-    """Test accuracy over epochs, mean and 95 % interval over seeds: columns ``backbone variant seed epoch top1``."""
+def training_curves(curves: pd.DataFrame, metric: str, label: str, title: str) -> Figure:
+    """A column over epochs, mean and 95 % interval over seeds: columns ``backbone variant seed epoch`` and it."""
+    order = [name for name in COLOURS if name in set(curves.variant)]
     grid = sns.relplot(
-        curves, x="epoch", y="top1", hue="variant", col="backbone", kind="line", palette=COLOURS,
-        errorbar=("ci", 95), seed=0, height=3.6, aspect=1.25, facet_kws={"sharex": False},
+        curves, x="epoch", y=metric, hue="variant", hue_order=order, col="backbone", kind="line", palette=COLOURS,
+        errorbar=("ci", 95), seed=0, height=3.4, aspect=1.25, facet_kws={"sharex": False},
     )  # fmt: skip
-    grid.set_axis_labels("epoch", "test accuracy (%)").set_titles("{col_name}")
+    grid.set_axis_labels("epoch", label).set_titles("{col_name}")
     grid.legend.set_title("pooling")
-    grid.figure.suptitle(title, y=1.03)
+    grid.figure.suptitle(title, y=1.04)
     return grid.figure
 
 

@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
-from test_pooling import CASES, DIM, pool_of
+from test_pooling import CASES, DIM, one_thread, pool_of  # noqa: F401
 from torch import nn
 
 from simpool_lite import Spec, create_pool, generic_pool, list_pools
@@ -28,12 +29,22 @@ def test_a_pool_is_its_spec(name, kwargs):
             generic_z, raw = generic_pool(x, pool.spec(), (height, width), return_attention=True)
             torch.testing.assert_close(generic_z, z, **EXACT)
             torch.testing.assert_close(generic_pool(x, pool.spec(), (height, width)), z, **EXACT)
-            if a is None:
-                assert (raw == raw.flatten()[0]).all()  # it weighs no positions
-            else:
+            if a is not None:
                 positions = tuple(range(2, raw.ndim))
                 raw = raw + (raw.sum(positions, keepdim=True) == 0)  # an empty cluster's map is uniform
                 torch.testing.assert_close(a, raw / raw.sum(positions, keepdim=True), **EXACT)
+
+
+def test_what_weighs_no_positions_has_no_map():
+    x = torch.randn(2, DIM, 3, 4, dtype=torch.float64)
+    without = set()
+    for name in list_pools():
+        pool = pool_of(name, {})
+        if pool(x, return_attention=True)[1] is None:
+            without.add(name)
+            _, raw = generic_pool(x, pool.spec(), return_attention=True)
+            assert (raw == raw[0, 0, 0, 0]).all()
+    assert without == {"max", "gem", "lse", "se", "ge"}
 
 
 def test_maps_have_the_vectors_outermost():
@@ -57,13 +68,13 @@ def test_f_alpha_is_the_mean_it_should_be(weights):
         -math.inf: x.max(0),
         -3: np.sqrt(np.average(x**2, axis=0, weights=w)),
         -1: np.average(x, axis=0, weights=w),
-        0: stats.pmean(x, 0.5, weights=w, axis=0),
-        1: stats.gmean(x, weights=w, axis=0),
-        3: stats.hmean(x, weights=w, axis=0),
+        0: stats.pmean(x, 0.5, weights=w[:, None], axis=0),
+        1: stats.gmean(x, weights=w[:, None], axis=0),
+        3: stats.hmean(x, weights=w[:, None], axis=0),
         math.inf: x.min(0),
     }
     values = list(expected.values())
-    assert all((larger >= smaller).all() for larger, smaller in zip(values, values[1:], strict=False))
+    assert all((larger >= smaller).all() for larger, smaller in pairwise(values))
     for alpha, mean in expected.items():
         f, f_inverse = f_alpha(alpha)
         spec = Spec(attention=lambda S: torch.tensor(w).expand_as(S), f=f, f_inverse=f_inverse)
@@ -88,9 +99,8 @@ def test_similarities_and_attention_functions_by_hand():
     torch.testing.assert_close(call["cosine"], torch.tensor([[0.6, 0.0, 1.0], [0.8, 1.0, 0.0]]))
 
     S = call["dot"][None, None]
-    assert framework.uniform(S).tolist() == [[[[1 / 3] * 3] * 2]] or torch.allclose(
-        framework.uniform(S), torch.tensor(1 / 3)
-    )
+    torch.testing.assert_close(framework.uniform(S), torch.full((1, 1, 2, 3), 1 / 3))
+    assert framework.ones(S).tolist() == [[[[1, 1, 1]] * 2]]
     assert framework.hard_assignment(S).tolist() == [[[[0, 0, 1], [0.5, 0.5, 0]]]]
     torch.testing.assert_close(framework.softmax(0.5)(S)[0, 0, 1], torch.tensor([2.0, 1.0, 0.0]).softmax(0))
     over_vectors = framework.softmax_over_vectors()(S)[0, 0]
@@ -173,7 +183,7 @@ def test_bad_specs_are_named():
     ):
         with pytest.raises(ValueError, match=f"^{named}: expected .* got "):
             Spec(**arguments)
-    with pytest.raises(TypeError, match="^attention: expected a function, got int"):
+    with pytest.raises(TypeError, match=r"^attention: expected a function, got int"):
         Spec(attention=3)
     with pytest.raises(ValueError, match=r"^x: expected tokens .* got shape \(2, 8\)"):
         generic_pool(torch.ones(2, 8), Spec())

@@ -1,7 +1,38 @@
 """Pooling methods, one file a family, in the order of the paper's Table 1."""
 
 from .base import Pool, create_pool, list_pools, register_pool
-from .simple import GAP
-from .simpool import SimPool
+from .framework import Part, Spec, f_alpha, generic_pool
 
-__all__ = ["GAP", "Pool", "SimPool", "create_pool", "list_pools", "register_pool"]
+# A method is registered when it is imported, so this is the order of list_pools().
+# isort: off
+from .simple import GAP, HOW, LSE, GeM, Max
+from .iterative import OTK, KMeans, Slot
+from .gating import CBAM, SE, GatherExcite
+from .transformer import CaiT, ViT
+from .simpool import SimPool
+# isort: on
+
+__all__ = [
+    "CBAM",
+    "GAP",
+    "HOW",
+    "LSE",
+    "OTK",
+    "SE",
+    "CaiT",
+    "GatherExcite",
+    "GeM",
+    "KMeans",
+    "Max",
+    "Part",
+    "Pool",
+    "SimPool",
+    "Slot",
+    "Spec",
+    "ViT",
+    "create_pool",
+    "f_alpha",
+    "generic_pool",
+    "list_pools",
+    "register_pool",
+]

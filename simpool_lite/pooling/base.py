@@ -1,11 +1,16 @@
 """What every pooling shares: reading tokens or maps, the attention map, the registry."""
 
 import inspect
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from types import FunctionType
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+
+from .framework import Spec, generic_pool
 
 _POOLS: dict[str, type["Pool"]] = {}
 
@@ -13,8 +18,9 @@ _POOLS: dict[str, type["Pool"]] = {}
 class Pool(nn.Module):
     """Summarises the positions of an image: tokens ``(B, N, d)`` or maps ``(B, d, H, W)`` to ``(B, out_dim)``.
 
-    A method is a subclass that defines :meth:`pool_tokens`. Calling the module accepts both layouts;
-    the same content gives the same output in either.
+    A method is a subclass that says its parts in :meth:`spec` and, to be efficient, defines
+    :meth:`pool_tokens`. Calling the module accepts both layouts; the same content gives the same output in
+    either.
 
     Args:
         dim: number of channels, d.
@@ -22,7 +28,21 @@ class Pool(nn.Module):
     Attributes:
         dim: number of channels that come in.
         out_dim: number of channels that go out.
+        needs_grid: whether tokens need their ``grid``, as the method looks at neighbours.
     """
+
+    needs_grid = False
+
+    def __init_subclass__(cls, **kwargs) -> None:
+        super().__init_subclass__(**kwargs)
+        if "forward" not in vars(cls):
+            # torch.compile allows a code object eight recompilations. Were forward inherited, all
+            # poolings of a process together would have eight; so each class has its own copy.
+            source = cls.forward
+            cls.forward = FunctionType(
+                source.__code__.replace(), source.__globals__, "forward", source.__defaults__, source.__closure__
+            )
+            cls.forward.__doc__, cls.forward.__annotations__ = source.__doc__, source.__annotations__
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -35,6 +55,14 @@ class Pool(nn.Module):
         """Pool ``(B, N, d)`` tokens, at least float32, to z ``(B, out_dim)`` and raw weights ``(B, M, N)``.
 
         The weights are None for a method that weighs no positions. ``grid`` is ``(H, W)`` when known.
+        A subclass that has only a spec is pooled by the framework.
+        """
+        return generic_pool(tokens, self.spec(), grid, return_attention=True)
+
+    def spec(self) -> Spec:
+        """The method's parts: ``generic_pool(x, pool.spec())`` equals ``pool(x)``.
+
+        The parts use the pool's own parameters as they are at the time of a call.
         """
         raise NotImplementedError
 
@@ -56,7 +84,7 @@ class Pool(nn.Module):
         Raises:
             TypeError: ``x`` is not a floating-point tensor.
             ValueError: ``x`` has another number of dimensions or channels, no positions, or does not
-                fit ``grid``.
+                fit ``grid``; ``grid`` is missing for tokens and the method needs it.
         """
         tokens, grid = self._read(x, grid)
         with _autocast_off(x.device.type):
@@ -67,6 +95,8 @@ class Pool(nn.Module):
             return z.to(x.dtype)
         if weights is None:
             return z.to(x.dtype), None
+        # Where all weights are zero (an empty cluster, an image of zeros) the map is uniform.
+        weights = weights + (weights.sum(-1, keepdim=True) == 0)
         attention = weights / weights.sum(-1, keepdim=True)
         if x.ndim == 4:
             attention = attention.unflatten(-1, grid)
@@ -92,12 +122,58 @@ class Pool(nn.Module):
             raise ValueError(f"grid: expected H * W = {x.shape[1]}, the number of tokens, got {tuple(grid)}")
         if x.shape[1] == 0:
             raise ValueError(f"x: expected at least one position, got shape {tuple(x.shape)}")
+        if grid is None and self.needs_grid:
+            raise ValueError(
+                f"grid: expected (H, W) of the {x.shape[1]} tokens, as {type(self).__name__} looks at neighbours, "
+                "got None"
+            )
         return x, grid
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which a pooling computes: float32, or float64 for float64 input."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def in_dtype(layer: nn.Module, *inputs: Tensor) -> Tensor:
+    """``layer(*inputs)`` in the inputs' dtype, whatever the dtype of the layer's parameters."""
+    dtype = inputs[0].dtype
+    if next(layer.parameters()).dtype == dtype:
+        return layer(*inputs)
+    parameters = {name: parameter.to(dtype) for name, parameter in layer.named_parameters()}
+    return functional_call(layer, parameters, inputs)
+
+
+def to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """``(B, N, d)`` to ``(B, d, H, W)``."""
+    return tokens.mT.unflatten(2, grid)
+
+
+def to_tokens(maps: Tensor) -> Tensor:
+    """``(B, d, H, W)`` to ``(B, N, d)``."""
+    return maps.flatten(2).mT
+
+
+def check_int(name: str, value: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}: expected an int of at least 1, got {value!r}")
+
+
+def check_number(name: str, value: float, *, above_zero: bool = False) -> None:
+    ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not ok or value == 0 or (above_zero and value < 0):
+        raise ValueError(f"{name}: expected a finite number {'above' if above_zero else 'other than'} 0, got {value!r}")
+
+
+def check_choice(name: str, value: str, choices: object) -> None:
+    """``choices`` is a ``Literal``."""
+    if value not in choices.__args__:
+        raise ValueError(f"{name}: expected one of {', '.join(choices.__args__)}, got {value!r}")
+
+
+def check_heads(dim: int, num_heads: int) -> None:
+    if not isinstance(num_heads, int) or num_heads < 1 or dim % num_heads:
+        raise ValueError(f"num_heads: expected an int of at least 1 that divides dim = {dim}, got {num_heads!r}")
 
 
 def _autocast_off(device_type: str) -> AbstractContextManager:

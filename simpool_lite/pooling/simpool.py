@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Pool, register_pool
+from .base import Pool, check_choice, check_heads, register_pool
+from .framework import Part, Spec, dot, f_alpha, same, softmax
 
 Init = Literal["gap", "max", "energy", "learned", "random"]
 Shift = Literal["image", "batch", "channel"]
@@ -74,10 +75,10 @@ class SimPool(Pool):
         learn_gamma: bool = False,
     ) -> None:
         super().__init__(dim)
-        _check_heads(dim, num_heads)
+        check_heads(dim, num_heads)
         _check_gamma(gamma, learn_gamma)
-        _check_choice("init", init, Init)
-        _check_choice("shift", shift, Shift)
+        check_choice("init", init, Init)
+        check_choice("shift", shift, Shift)
         _check_letters("norm", norm)
         _check_letters("linear", linear)
         self.num_heads = num_heads
@@ -110,6 +111,34 @@ class SimPool(Pool):
         shifted = values - self._minimum(values) + EPS
         z = self._weighted_sum(attention, shifted.pow(gamma)).pow(1 / gamma)
         return (z if self.beta is None else z + self.beta.to(z.dtype)), attention
+
+    def spec(self) -> Spec:
+        def normed(letter: str, x: Tensor) -> Tensor:
+            return self._layer_norm(x) if letter in self.norm else x
+
+        def values(X: Tensor) -> Tensor:
+            V = _linear(self.wv, normed("v", X))
+            return V if self.gamma is None else V - self._minimum(V) + EPS
+
+        def cell(letter: str, symbol: str, linear: nn.Linear | None) -> str:
+            symbol = rf"\mathrm{{LN}}({symbol})" if letter in self.norm else symbol
+            return symbol if linear is None else f"W_{letter.upper()} {symbol}"
+
+        start = {"gap": "GAP", "max": "max", "energy": "energy"}.get(self.init)
+        value = cell("v", "X", self.wv)
+        f, f_inverse = f_alpha(-1 if self.gamma is None else 1 - 2 * self.gamma)
+        return Spec(
+            init=Part("U" if start is None else rf"\mathrm{{{start}}}(X)", lambda X: self._start(X).unsqueeze(1)),
+            phi_q=Part(cell("q", "U", self.wq), lambda U: _linear(self.wq, normed("q", U))),
+            phi_k=Part(cell("k", "X", self.wk), lambda X: _linear(self.wk, normed("k", X))),
+            similarity=dot,
+            attention=softmax(self.scale),
+            phi_v=Part(value if self.gamma is None else rf"{value} - \min {value}", values),
+            f=f,
+            f_inverse=f_inverse,
+            phi_u=Part("Z", same) if self.beta is None else Part(r"Z + \beta", lambda Z: Z + self.beta),
+            heads=self.num_heads,
+        )
 
     def _start(self, tokens: Tensor) -> Tensor:
         """u0, ``(B, d)``."""
@@ -154,9 +183,7 @@ class SimPool(Pool):
 
     def extra_repr(self) -> str:
         gamma = "learned" if isinstance(self.gamma, Tensor) else self.gamma
-        return (
-            f"heads={self.num_heads}, init={self.init}, norm={self.norm!r}, gamma={gamma}, shift={self.shift}"
-        )
+        return f"heads={self.num_heads}, init={self.init}, norm={self.norm!r}, gamma={gamma}, shift={self.shift}"
 
 
 def _linear(layer: nn.Linear | None, x: Tensor) -> Tensor:
@@ -165,24 +192,11 @@ def _linear(layer: nn.Linear | None, x: Tensor) -> Tensor:
     return F.linear(x, layer.weight.to(x.dtype), None if layer.bias is None else layer.bias.to(x.dtype))
 
 
-def _check_heads(dim: int, num_heads: int) -> None:
-    if not isinstance(num_heads, int) or num_heads < 1 or dim % num_heads:
-        raise ValueError(
-            f"num_heads: expected an int of at least 1 that divides dim = {dim}, got {num_heads!r}"
-        )
-
-
 def _check_gamma(gamma: float | None, learn_gamma: bool) -> None:
     if gamma is not None and not (isinstance(gamma, int | float) and 0 < gamma < float("inf")):
         raise ValueError(f"gamma: expected a finite number above 0, or None for the average, got {gamma!r}")
     if learn_gamma and gamma is None:
         raise ValueError("learn_gamma: expected a gamma to start from, got gamma=None; try gamma=1.25")
-
-
-def _check_choice(name: str, value: str, choices: object) -> None:
-    accepted = choices.__args__
-    if value not in accepted:
-        raise ValueError(f"{name}: expected one of {', '.join(accepted)}, got {value!r}")
 
 
 def _check_letters(name: str, value: str) -> None:
