@@ -23,7 +23,7 @@ from simpool_lite.evaluate import average_precision, evaluate, evaluate_attentio
 from simpool_lite.experiments import base_config, first_light
 from simpool_lite.stats import paired_difference, summarise
 from simpool_lite.store import COLUMNS, Store, make_record, record
-from simpool_lite.train import train
+from simpool_lite.train import load_split, train
 
 TINY = {"backbone": "vit_micro", "epochs": 2, "data_options": {"num_images": 64}}
 CPU = torch.device("cpu")
@@ -230,6 +230,13 @@ def test_experiments_have_profiles():
     assert [config.pool for _, config in first_light("vit_micro", seeds=1).runs()] == ["cls", "gap", "simpool"]
     assert [config.pool for _, config in first_light("resnet18", seeds=1).runs()] == ["gap", "simpool"]
     assert len(list(first_light("convnet_micro", "smoke").runs())) == 4
+
+
+def test_more_training_images_keep_the_test_images():
+    configs = [RunConfig("vit_micro", "gap", data_options=options) for options in ({}, {"num_images": 9999})]
+    usual, same = (load_split(config, "test") for config in configs)
+    assert len(same) == 1024 and torch.equal(usual.images, same.images)
+    assert len(load_split(RunConfig("vit_micro", "gap", data_options={"num_images": 64}), "test")) == 64
 
 
 def test_device_names():
