@@ -12,8 +12,10 @@ def summarise(runs: pd.DataFrame, metric: str, by: list[str]) -> pd.DataFrame:
     Failed runs are left out; ``low`` and ``high`` are NaN for fewer than two runs.
 
     >>> runs = pd.DataFrame({"variant": ["GAP"] * 3, "status": "ok", "top1": [70.0, 72.0, 74.0]})
-    >>> summarise(runs, "top1", ["variant"]).round(2).values.tolist()
-    [[72.0, 67.03, 76.97, 3]]
+    >>> summarise(runs, "top1", ["variant"]).round(2)
+             mean    low   high  runs
+    variant
+    GAP      72.0  67.03  76.97     3
     """
     groups = runs[runs.status == "ok"].groupby(by, sort=False)[metric]
     table = groups.agg(mean="mean", sem="sem", runs="count")
