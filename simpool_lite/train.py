@@ -61,10 +61,11 @@ def train(
         img_size=train_data[0][0].shape[-1],
     ).to(memory_format=torch.channels_last)
     optimizer = create_optimizer_v2(model, "adamw", lr=config.learning_rate, weight_decay=config.weight_decay)
+    batch_size = min(config.batch_size, len(train_data))
     shuffle = torch.Generator().manual_seed(config.seed)
     loader = DataLoader(
         train_data,
-        config.batch_size,
+        batch_size,
         shuffle=True,
         drop_last=True,
         generator=shuffle,
@@ -88,7 +89,7 @@ def train(
         **evaluate(model, test_data, accelerator.device),
         **evaluate_attention(model, test_data, accelerator.device),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "images_per_second": config.epochs * len(loader) * config.batch_size / training_seconds,
+        "images_per_second": config.epochs * len(loader) * batch_size / training_seconds,
         "peak_memory_mb": peak_memory_mb(accelerator.device),
         "seconds": time.perf_counter() - started,
     }

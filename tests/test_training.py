@@ -74,7 +74,7 @@ def test_any_backbone_and_a_folder_of_photographs(tmp_path):
         pixels = generator.integers(0, 255, (40 + 9 * number, 60, 3), dtype=np.uint8)
         (tmp_path / split / label).mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(tmp_path / split / label / f"{number}.png")
-    config = RunConfig("resnet18", "simpool", dataset="folder", data_root=str(tmp_path), epochs=1, batch_size=2)
+    config = RunConfig("resnet18", "simpool", dataset="folder", data_root=str(tmp_path), epochs=1)
     model, measured, _ = train(config, "cpu", progress=False)
     assert model.fc.out_features == 2 and measured["top1"] in (0, 25, 50, 75, 100)
     assert np.isnan(measured["attention_mass"]) and measured["attention_entropy"] > 0
