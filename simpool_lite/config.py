@@ -17,6 +17,7 @@ class RunConfig:
         pool: likewise.
         pool_kwargs: likewise.
         norm_first: likewise.
+        model_options: further keywords of ``create_model``.
         pretrained: likewise.
         dataset: see :func:`~simpool_lite.load_data`.
         target: likewise.
@@ -33,6 +34,7 @@ class RunConfig:
     pool: str
     pool_kwargs: dict = field(default_factory=dict)
     norm_first: bool = True
+    model_options: dict = field(default_factory=dict)
     pretrained: bool = False
     dataset: str = "photo-digits"
     target: str | None = None
@@ -46,5 +48,8 @@ class RunConfig:
 
     def hash(self) -> str:
         """Twelve hexadecimal digits that name this configuration under the current protocol."""
-        text = json.dumps(asdict(self) | {"protocol": PROTOCOL}, sort_keys=True)
+        values = asdict(self)
+        if not self.model_options:
+            del values["model_options"]  # younger than the first records, which keep their names
+        text = json.dumps(values | {"protocol": PROTOCOL}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -106,7 +106,7 @@ def test_similarities_and_attention_functions_by_hand():
     over_vectors = framework.softmax_over_vectors()(S)[0, 0]
     share = 1 / (1 + torch.exp(torch.tensor([1.0, 2.0, -1.0])))  # of the first vector in each position
     torch.testing.assert_close(over_vectors[0], share / share.sum())
-    torch.testing.assert_close(framework.sigmoid(S)[0, 0, 0, 1], torch.tensor(0.5 / 3))
+    torch.testing.assert_close(framework.sigmoid()(S)[0, 0, 0, 1], torch.tensor(0.5 / 3))
     assert framework.energy(S[..., :1, :], X=keys[None]).tolist() == [[[[25.0, 4.0, 1.0]]]]
 
 

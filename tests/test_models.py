@@ -145,6 +145,35 @@ def test_every_pooling_in_both_kinds_of_model(backbone, pool):
         torch.testing.assert_close(maps.sum((2, 3)), torch.ones(maps.shape[:2]))
 
 
+@pytest.mark.parametrize(
+    "backbone", ["resnet18", "convnext_atto", "mobilenetv3_small_050", "vit_micro", "maxvit_rmlp_pico_rw_256"]
+)
+@pytest.mark.parametrize("max_logits", [False, True])
+def test_several_vectors(backbone, max_logits):
+    """Each vector goes through what stands before the classifier; then the classifier sees all, or the best."""
+    torch.manual_seed(0)
+    kwargs = {"k": 3, "reduce": "concat"}
+    size = {"vit_micro": 48, "maxvit_rmlp_pico_rw_256": 256}.get(backbone, 64)
+    model = create_model(backbone, "otk", 7, pool_kwargs=kwargs, max_logits=max_logits).eval()
+    width = create_model(backbone, "gap", 7).get_classifier().in_features
+    images = torch.randn(2, 3, size, size)
+    logits = model(images)
+    assert logits.shape == (2, 7)
+    assert model.get_classifier().in_features == (1 if max_logits else 3) * width
+    assert model.attention(images).shape[:2] == (2, 3)
+    before = model.forward_head(model.forward_features(images), pre_logits=True)
+    if max_logits:
+        each = model.get_classifier()(before.unflatten(1, (3, -1)))
+        torch.testing.assert_close(logits, each.amax(1))
+    else:
+        torch.testing.assert_close(logits, model.get_classifier()(before))
+    model.reset_classifier(4)
+    assert model(images).shape == (2, 4)
+    replace_pooling(model, "simpool")
+    assert model(images).shape == (2, 4)
+    assert model.get_classifier().in_features == width
+
+
 def test_images_that_are_not_square():
     model = create_model("vit_tiny_patch16_224", "simpool", 10, img_size=(64, 32))
     assert model.attention(torch.randn(1, 3, 64, 32)).shape == (1, 1, 4, 2)
@@ -190,9 +219,9 @@ def test_img_size_is_ignored_where_any_size_goes():
         (lambda: create_model(None, "gap", 10), TypeError, "backbone: expected the name"),
         (lambda: replace_pooling(torch.nn.Linear(2, 2), "gap"), TypeError, "model: expected a timm .* got Linear"),
         (
-            lambda: create_model("convnet_micro", "kmeans", 10, pool_kwargs={"reduce": "concat"}),
+            lambda: create_model("convnet_micro", "kmeans", 10, max_logits=True),
             ValueError,
-            "pool_kwargs: expected a pooled vector of 96 channels, .* got 288 from 'kmeans'",
+            "max_logits: expected several vectors, got one from 'kmeans'",
         ),
     ],
 )
@@ -207,6 +236,12 @@ def test_errors_name_the_argument(call, error, message):
         ("vit_micro", "cls", {}),
         ("vit_micro", "simpool", {"pool_kwargs": {"gamma": 1.25, "init": "random"}, "norm_first": False}),
         ("convnet_micro", "gap", {"drop_rate": 0.1}),
+        ("convnet_micro", "slot", {"pool_kwargs": {"reduce": "concat"}}),
+        (
+            "vit_micro",
+            "simpool_variant",
+            {"pool_kwargs": {"init": "kmeans", "k": 2, "reduce": "concat"}, "max_logits": True},
+        ),
     ],
 )
 def test_checkpoint_round_trip(tmp_path, backbone, pool, kwargs):

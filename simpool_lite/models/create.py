@@ -15,6 +15,7 @@ def create_model(
     pool_kwargs: dict | None = None,
     pretrained: bool = False,
     norm_first: bool = True,
+    max_logits: bool = False,
     img_size: int | tuple[int, int] | None = None,
     **timm_kwargs,
 ) -> nn.Module:
@@ -29,6 +30,7 @@ def create_model(
         pool_kwargs: arguments of the pooling.
         pretrained: load timm's weights of that name (downloads them).
         norm_first: see :func:`~simpool_lite.replace_pooling`.
+        max_logits: likewise.
         img_size: pixels, for backbones with a fixed input size (ViT, Swin, MaxViT); others take any size.
         **timm_kwargs: passed to ``timm.create_model``.
 
@@ -51,17 +53,19 @@ def create_model(
         "num_classes": num_classes,
         "pool_kwargs": pool_kwargs or {},
         "norm_first": norm_first,
+        "max_logits": max_logits,
         "img_size": img_size,
         **timm_kwargs,
     }
+    if pool == "cls" and pool_kwargs:
+        raise ValueError(f"pool_kwargs: pool 'cls' has no arguments, got {pool_kwargs!r}")
+    class_token = pool == "cls" or (pool_kwargs or {}).get("init") == "cls"
+    make = _class_token_backbone if class_token else _timm_backbone
+    model = make(backbone, num_classes, pretrained, img_size, timm_kwargs)
     if pool == "cls":
-        if pool_kwargs:
-            raise ValueError(f"pool_kwargs: pool 'cls' has no arguments, got {pool_kwargs!r}")
-        model = _class_token_backbone(backbone, num_classes, pretrained, img_size, timm_kwargs)
         model = keep_class_token(model, backbone)
     else:
-        model = _timm_backbone(backbone, num_classes, pretrained, img_size, timm_kwargs)
-        model = replace_pooling(model, pool, norm_first=norm_first, **pool_kwargs or {})
+        model = replace_pooling(model, pool, norm_first=norm_first, max_logits=max_logits, **pool_kwargs or {})
     model.create_config = config
     return model
 

@@ -3,7 +3,8 @@
 timm's models share one contract: ``forward`` is ``forward_head(forward_features(x))``, and the head begins
 with some average over positions. So the pooled vector is handed to the model's own head as a feature map
 with one position, which every average leaves as it is, and all that follows the pooling (a norm, an MLP,
-MobileNetV3's 1 x 1 convolution, the classifier) stays in place for every architecture.
+MobileNetV3's 1 x 1 convolution, the classifier) stays in place for every architecture. A pooling that gives k
+vectors hands them over as k images, and what the head makes of them is joined at the classifier.
 """
 
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ class PooledMixin:
     Attributes:
         pooling: the :class:`~simpool_lite.pooling.Pool`.
         pooled_norm: the trunk's final norm where it is applied to the pooled vector, else the identity.
+        num_vectors: how many vectors the pooling gives to the classifier.
+        max_logits: whether each is classified and the largest logits are taken, or their concatenation is.
         last_attention: map of the last forward, ``(B, M, H, W)``, detached, or None for a pool without one.
     """
 
@@ -35,13 +38,27 @@ class PooledMixin:
             features, grid = x[:, prefix:], _grid(x.shape[1] - prefix, self._image_size)
         else:
             features, grid = (x.permute(0, 3, 1, 2) if _is_nhwc(self, x) else x), None
-        pooled, attention = self.pooling(features, grid=grid, return_attention=True)
+        if _needs_class_token(self.pooling):
+            pooled, attention = self.pooling(torch.cat([x[:, :1], features], 1), return_attention=True)
+        else:
+            pooled, attention = self.pooling(features, grid=grid, return_attention=True)
         if not torch.compiler.is_exporting():  # an exported program has no attributes to set
             self.last_attention = _detached_map(attention, grid)
         one_position = pooled.reshape(_one_position_shape(self, x)).to(x.dtype)
         # A head may read a prefix token or average the patches: it finds the pooled vector in both places.
         one_position = one_position.expand(-1, 1 + prefix, -1) if x.ndim == 3 else one_position
-        return super().forward_head(self.pooled_norm(one_position), pre_logits=pre_logits)
+        one_position = self.pooled_norm(one_position)
+        if self.num_vectors == 1:
+            return super().forward_head(one_position, pre_logits=pre_logits)
+        if self.max_logits and not pre_logits:
+            return super().forward_head(one_position).unflatten(0, (-1, self.num_vectors)).amax(1)
+        vectors = super().forward_head(one_position, pre_logits=True)
+        joined = vectors.reshape(len(x), -1)
+        return joined if pre_logits else self.get_classifier()(joined)
+
+    def reset_classifier(self, num_classes: int, *args, **kwargs) -> None:
+        super().reset_classifier(num_classes, *args, **kwargs)
+        _fit_classifier(self, vectors_before=1)
 
     @torch.no_grad()
     def attention(self, images: Tensor) -> Tensor:
@@ -83,16 +100,21 @@ class ClassTokenMixin:
         return (attention / attention.sum(-1, keepdim=True)).unflatten(-1, grid)
 
 
-def replace_pooling(model: nn.Module, pool: str, *, norm_first: bool = True, **pool_kwargs) -> nn.Module:
+def replace_pooling(
+    model: nn.Module, pool: str, *, norm_first: bool = True, max_logits: bool = False, **pool_kwargs
+) -> nn.Module:
     """Replace a timm model's pooling, in place.
 
-    Everything after the pooling stays; prefix tokens (CLS, registers) are not pooled.
+    Everything after the pooling stays; prefix tokens (CLS, registers) are not pooled. A pooling into k vectors
+    that are not reduced (``k=3, reduce="concat"``) gets a classifier of k times the width.
 
     Args:
         model: a timm classification model, ConvNet or transformer; NCHW, NHWC or token features.
         pool: one of :func:`~simpool_lite.list_pools`.
         norm_first: a transformer's final norm comes before the pooling (the published supervised order);
             False applies it to the pooled vector (the published DINO order).
+        max_logits: keep the classifier instead, apply it to each of the k vectors and take the largest logit
+            of each class (the paper's way for k > 1).
         **pool_kwargs: arguments of the pooling.
 
     Returns:
@@ -101,7 +123,8 @@ def replace_pooling(model: nn.Module, pool: str, *, norm_first: bool = True, **p
 
     Raises:
         TypeError: ``model`` is not a timm classification model.
-        ValueError: see :func:`~simpool_lite.create_pool`.
+        ValueError: see :func:`~simpool_lite.create_pool`; the pooling needs a class token and the model has
+            none; ``max_logits`` with one vector; k vectors and a classifier that is not linear.
     """
     if not all(hasattr(model, name) for name in ("forward_features", "forward_head", "num_features")):
         raise TypeError(
@@ -109,11 +132,20 @@ def replace_pooling(model: nn.Module, pool: str, *, norm_first: bool = True, **p
             f"got {type(model).__name__}"
         )
     pooling = create_pool(pool, model.num_features, **pool_kwargs)
-    if pooling.out_dim != model.num_features:
+    num_vectors = pooling.out_dim // model.num_features
+    if max_logits and num_vectors == 1:
         raise ValueError(
-            f"pool_kwargs: expected a pooled vector of {model.num_features} channels, as the model's head takes, "
-            f"got {pooling.out_dim} from {pool!r} with {pool_kwargs}; use another reduce"
+            f'max_logits: expected several vectors, got one from {pool!r} with {pool_kwargs}; use reduce="concat"'
         )
+    if _needs_class_token(pooling) and getattr(model, "cls_token", None) is None:
+        raise ValueError(
+            f"pool_kwargs: init='cls' expects a model with a class token, got {type(model).__name__} without"
+        )
+    vectors_before = 1
+    if isinstance(model, PooledMixin):
+        vectors_before = 1 if model.max_logits else model.num_vectors
+    model.num_vectors, model.max_logits = num_vectors, max_logits
+    _fit_classifier(model, vectors_before)
     if isinstance(model, PooledMixin):
         model.pooling = pooling.to(_device(model))
         return model
@@ -152,6 +184,32 @@ def _place_final_norm(model: nn.Module, norm_first: bool) -> nn.Module:
     return trunk
 
 
+def _fit_classifier(model: nn.Module, vectors_before: int) -> None:
+    """Make the classifier take all vectors that it is given at once; it took ``vectors_before``."""
+    vectors = 1 if model.max_logits else model.num_vectors
+    classifier = model.get_classifier()
+    if vectors == vectors_before or isinstance(classifier, nn.Identity):
+        return
+    if not isinstance(classifier, nn.Linear):
+        raise ValueError(
+            f"pool_kwargs: {vectors} vectors expect a linear classifier, got {type(classifier).__name__}; "
+            "use another reduce, or max_logits"
+        )
+    name = next(name for name, module in model.named_modules() if module is classifier)
+    wide = nn.Linear(
+        classifier.in_features // vectors_before * vectors,
+        classifier.out_features,
+        bias=classifier.bias is not None,
+        device=classifier.weight.device,
+        dtype=classifier.weight.dtype,
+    )
+    model.set_submodule(name, wide)
+
+
+def _needs_class_token(pooling: nn.Module) -> bool:
+    return getattr(pooling, "needs_class_token", False)
+
+
 def _num_prefix_tokens(model: nn.Module) -> int:
     has_class_token = getattr(model, "cls_token", None) is not None
     return getattr(model, "num_prefix_tokens", int(has_class_token))
@@ -162,9 +220,10 @@ def _is_nhwc(model: nn.Module, x: Tensor) -> bool:
 
 
 def _one_position_shape(model: nn.Module, x: Tensor) -> tuple[int, ...]:
+    width = model.num_features
     if x.ndim == 3:
-        return (x.shape[0], 1, -1)
-    return (x.shape[0], 1, 1, -1) if _is_nhwc(model, x) else (x.shape[0], -1, 1, 1)
+        return (-1, 1, width)
+    return (-1, 1, 1, width) if _is_nhwc(model, x) else (-1, width, 1, 1)
 
 
 def _grid(positions: int, image_size: tuple[int, int]) -> tuple[int, int] | None:

@@ -10,6 +10,7 @@ from .iterative import OTK, KMeans, Slot
 from .gating import CBAM, SE, GatherExcite
 from .transformer import CaiT, ViT
 from .simpool import SimPool
+from .variants import SimPoolVariant
 # isort: on
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Part",
     "Pool",
     "SimPool",
+    "SimPoolVariant",
     "Slot",
     "Spec",
     "ViT",

@@ -13,6 +13,7 @@ from torch.func import functional_call
 from .framework import Spec, generic_pool
 
 _POOLS: dict[str, type["Pool"]] = {}
+_UNLISTED: set[str] = set()  # variants of a method, which are not methods of their own
 
 
 class Pool(nn.Module):
@@ -182,11 +183,16 @@ def _autocast_off(device_type: str) -> AbstractContextManager:
     return nullcontext()
 
 
-def register_pool(name: str) -> Callable[[type[Pool]], type[Pool]]:
-    """Class decorator: make a :class:`Pool` known to :func:`create_pool` as ``name``."""
+def register_pool(name: str, *, listed: bool = True) -> Callable[[type[Pool]], type[Pool]]:
+    """Class decorator: make a :class:`Pool` known to :func:`create_pool` as ``name``.
+
+    One that is not ``listed`` is not among :func:`list_pools`: a variant for an ablation.
+    """
 
     def register(cls: type[Pool]) -> type[Pool]:
         _POOLS[name] = cls
+        if not listed:
+            _UNLISTED.add(name)
         return cls
 
     return register
@@ -199,7 +205,7 @@ def list_pools() -> list[str]:
     >>> "simpool" in list_pools()
     True
     """
-    return list(_POOLS)
+    return [name for name in _POOLS if name not in _UNLISTED]
 
 
 def create_pool(name: str, dim: int, **kwargs) -> Pool:
@@ -219,7 +225,7 @@ def create_pool(name: str, dim: int, **kwargs) -> Pool:
     torch.Size([2, 8])
     """
     if name not in _POOLS:
-        raise ValueError(f"name: expected one of {', '.join(_POOLS)}, got {name!r}")
+        raise ValueError(f"name: expected one of {', '.join(list_pools())}, got {name!r}")
     accepted = [p for p in inspect.signature(_POOLS[name]).parameters if p != "dim"]
     for key in kwargs:
         if key not in accepted:

@@ -203,9 +203,27 @@ def sinkhorn(eps: float, iterations: int) -> Part:
     return Part(r"\mathrm{Sinkhorn}(e^{S / \epsilon})", function)
 
 
-@part(r"\sigma(S) / p")
-def sigmoid(S: Tensor) -> Tensor:
-    return S.sigmoid() / S.shape[-1]
+def sparsemax(scale: float = 1.0) -> Part:
+    """The distribution over the positions nearest to the logits: few positions, the others exactly zero.
+
+    Source: Martins and Astudillo, "From Softmax to Sparsemax", ICML 2016, Algorithm 1.
+    """
+
+    def function(S: Tensor) -> Tensor:
+        S = S * scale
+        ordered = S.sort(-1, descending=True).values
+        sums = ordered.cumsum(-1)
+        rank = torch.arange(1, S.shape[-1] + 1, device=S.device, dtype=S.dtype)
+        support = (1 + rank * ordered > sums).sum(-1, keepdim=True)
+        threshold = (sums.gather(-1, support - 1) - 1) / support
+        return (S - threshold).clamp_min(0)
+
+    return Part(r"\mathrm{sparsemax}(S / \sqrt{d})", function)
+
+
+def sigmoid(scale: float = 1.0) -> Part:
+    """Every position for itself, from 0 to 1 / p; CBAM's too, with the scale 1."""
+    return Part(r"\sigma(S) / p", lambda S: (S * scale).sigmoid() / S.shape[-1])
 
 
 @part(r"\mathrm{diag}(X^\top X)")

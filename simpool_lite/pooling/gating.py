@@ -95,7 +95,7 @@ class CBAM(Pool):
 
     def spec(self) -> Spec:
         def attention(S: Tensor, grid: tuple[int, int]) -> Tensor:
-            return sigmoid(self.conv(S[:, 0].unflatten(-1, grid)).flatten(2).unsqueeze(1))
+            return sigmoid()(self.conv(S[:, 0].unflatten(-1, grid)).flatten(2).unsqueeze(1))
 
         return Spec(
             init=_GAP,
