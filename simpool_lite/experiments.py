@@ -53,6 +53,11 @@ def base_config(
     return config
 
 
+def is_transformer(backbone: str) -> bool:
+    """Whether a backbone has a class token that could be its pooling."""
+    return backbone.startswith(("vit", "deit"))
+
+
 def first_light(
     backbone: str,
     profile: str = "laptop",
@@ -62,7 +67,7 @@ def first_light(
 ) -> Grid:
     """Notebook 00: a backbone's own pooling (GAP; for a ViT also its class token) against SimPool."""
     pools = {"GAP": "gap", "SimPool": "simpool"}
-    if backbone.startswith(("vit", "deit")):
+    if is_transformer(backbone):
         pools = {"CLS": "cls"} | pools
     return Grid(
         experiment="first-light",

@@ -1,0 +1,103 @@
+"""The ablation suite: which runs it is made of, and that each of them can be made."""
+
+import pytest
+import torch
+
+from simpool_lite import create_model
+from simpool_lite.suite import NOTEBOOKS, Setting, learning_rate_search, runs_table, tournament, who_wins_where
+
+
+def grids(notebook: str, setting: Setting) -> list:
+    made = [function(setting) for function in NOTEBOOKS[notebook]]
+    return [grid for some in made for grid in (some.values() if isinstance(some, dict) else some)]
+
+
+def configs(notebook: str, setting: Setting) -> dict:
+    return {config.hash(): config for grid in grids(notebook, setting) for _, config in grid.runs()}
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_smoke_is_a_few_short_runs(notebook):
+    runs = configs(notebook, Setting("smoke")).values()
+    assert len(runs) <= 12
+    assert {run.seed for run in runs} == {0, 1}
+    assert all(run.epochs == 1 and run.data_options["num_images"] <= 128 for run in runs)
+    # Every experiment of the notebook is there, and its default.
+    full = {grid.experiment for grid in grids(notebook, Setting())}
+    assert {grid.experiment for grid in grids(notebook, Setting("smoke"))} == full
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_every_variant_makes_a_model(notebook):
+    made = {}
+    for config in configs(notebook, Setting(seeds=1)).values():
+        key = (config.backbone, config.pool, str(config.pool_kwargs), config.norm_first, str(config.model_options))
+        if key not in made:
+            model = create_model(
+                config.backbone,
+                config.pool,
+                10,
+                pool_kwargs=config.pool_kwargs,
+                norm_first=config.norm_first,
+                img_size=40,
+                **config.model_options,
+            )
+            made[key] = model(torch.randn(2, 3, 40, 40))
+    assert all(logits.shape == (2, 10) and logits.isfinite().all() for logits in made.values())
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_one_factor_at_a_time_in_pairs_by_seed(notebook):
+    for grid in grids(notebook, Setting()):
+        assert grid.seeds == 5 and len(grid.variants) >= 3
+        for name, changes in grid.variants.items():
+            assert changes["learning_rate"] == next(iter(grid.variants.values()))["learning_rate"] or notebook == "04"
+            assert "seed" not in changes and "epochs" not in changes, name
+
+
+def test_the_default_is_computed_once():
+    default = {config.hash() for variant, config in tournament(Setting())[0].runs() if variant == "SimPool"}
+    for notebook in ("05", "06", "07", "08"):
+        assert default <= set(configs(notebook, Setting())), notebook
+    where = {config.hash() for variant, config in who_wins_where(Setting())["default"].runs() if variant == "SimPool"}
+    assert where == default
+
+
+def test_a_backbone_of_the_readers_keeps_what_suits_it():
+    assert [grid.base["backbone"] for grid in tournament(Setting(backbone="resnet18"))] == ["resnet18"]
+    assert "CLS" in tournament(Setting(backbone="vit_small_patch16_224"))[0].variants
+    assert who_wins_where(Setting(backbone="vit_small_patch16_224")) == {}
+
+
+def test_data_of_the_readers():
+    setting = Setting(dataset="folder", data_root="photos", backbone="resnet18")
+    (grid,) = tournament(setting)
+    assert grid.base["data_root"] == "photos" and "data_options" not in grid.base and "target" not in grid.base
+    assert list(who_wins_where(setting)) == ["default"]
+
+
+def test_unknown_profile():
+    with pytest.raises(ValueError, match="profile: expected one of smoke, laptop, gpu, got 'fast'"):
+        Setting("fast")
+
+
+def test_search_seeds_are_not_reported():
+    searched = {config.seed for kind in ("convnet", "transformer") for _, config in learning_rate_search(kind).runs()}
+    reported = {config.seed for notebook in NOTEBOOKS for config in configs(notebook, Setting()).values()}
+    assert not searched & reported
+
+
+def test_every_method_is_searched_with_the_same_budget():
+    for kind, grid in ((kind, learning_rate_search(kind)) for kind in ("convnet", "transformer")):
+        tried = {}
+        for _, config in grid.runs():
+            tried.setdefault(config.pool, []).append((config.learning_rate, config.epochs))
+        assert len({tuple(tries) for tries in tried.values()}) == 1
+        (tournament_grid,) = (g for g in tournament(Setting()) if g.base["backbone"] == grid.base["backbone"])
+        assert {changes["pool"] for changes in tournament_grid.variants.values()} == set(tried), kind
+
+
+def test_runs_are_counted_once():
+    every = {key for notebook in NOTEBOOKS for key in configs(notebook, Setting())}
+    table = runs_table()
+    assert table[table.notebook != ""].runs.sum() == len(every)
