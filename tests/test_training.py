@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy import stats as scipy_stats
 
 from simpool_lite import create_model, load_data, load_model
 from simpool_lite.ablation import Grid, run
@@ -21,7 +20,6 @@ from simpool_lite.config import RunConfig
 from simpool_lite.device import resolve_device
 from simpool_lite.evaluate import average_precision, evaluate, evaluate_attention, object_positions
 from simpool_lite.experiments import base_config, first_light
-from simpool_lite.stats import paired_difference, summarise
 from simpool_lite.store import COLUMNS, Store, make_record, record
 from simpool_lite.train import load_split, train
 
@@ -244,22 +242,6 @@ def test_device_names():
     assert resolve_device().type in {"cuda", "mps", "cpu"}
     with pytest.raises(ValueError, match="device: expected auto, cuda, mps or cpu, got 'tpu'"):
         resolve_device("tpu")
-
-
-def test_intervals_and_paired_differences():
-    a, b = np.array([70.0, 74.0, 71.0, 77.0]), np.array([68.0, 73.0, 71.0, 73.0])
-    runs = pd.DataFrame(
-        {"variant": ["A"] * 4 + ["B"] * 4, "seed": [*range(4)] * 2, "status": "ok", "top1": np.concatenate([a, b])}
-    )
-    row = summarise(runs, "top1", ["variant"]).loc["A"]
-    low, high = scipy_stats.t.interval(0.95, 3, a.mean(), a.std(ddof=1) / 2)
-    assert (row["mean"], row.low, row.high) == pytest.approx((73.0, low, high))
-    d = a - b
-    low, high = scipy_stats.t.interval(0.95, 3, d.mean(), d.std(ddof=1) / 2)
-    difference = paired_difference(runs, "top1", "A", "B")
-    assert (difference["difference"], difference["low"], difference["high"]) == pytest.approx((1.75, low, high))
-    with pytest.raises(ValueError, match="runs: expected at least two seeds"):
-        paired_difference(runs, "top1", "A", "C")
 
 
 def test_command_line_records(tmp_path):

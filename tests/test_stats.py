@@ -1,0 +1,404 @@
+"""Statistics against hand-worked numbers and scipy called directly; figures against the tables they draw."""
+
+import itertools
+import math
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import same_color
+from scipy import stats as scipy_stats
+
+from simpool_lite import stats
+from simpool_lite.plots import COLOURS, colour_of, comparison, heat_map, metric_bars, trade_off, training_curves
+from simpool_lite.stats import compare, order_agreement, paired_difference, summarise
+
+# With three seeds, differences m - 1, m, m + 1 have the standard deviation 1, so t = m sqrt(3) with two degrees of
+# freedom, where the two-sided p value is 1 - t / sqrt(2 + t^2).
+P_VALUES = {m: 1 - math.sqrt(3 * m**2 / (2 + 3 * m**2)) for m in (1, 2, 4)}
+
+
+@pytest.fixture(autouse=True)
+def figures_in_memory():
+    plt.switch_backend("agg")
+    yield
+    plt.close("all")
+
+
+def make_runs(top1: dict[str, list[float]], **columns) -> pd.DataFrame:
+    """Runs from a list of accuracies a variant, seed by seed as a grid has them; None is a failed run."""
+    seeds = range(max(map(len, top1.values())))
+    rows = [(name, seed, values[seed]) for seed in seeds for name, values in top1.items() if seed < len(values)]
+    runs = pd.DataFrame(rows, columns=["variant", "seed", "top1"])
+    runs["status"] = np.where(runs.top1.isna(), "failed", "ok")
+    return runs.astype({"top1": float}).assign(**columns)
+
+
+def random_runs(variants: int, seeds: int, spread: float = 1.0) -> pd.DataFrame:
+    generator = np.random.default_rng(variants * 100 + seeds)
+    common = generator.normal(0, 2, seeds)  # what a seed does to every variant
+    return make_runs({f"v{i}": list(60 + i / 2 + common + generator.normal(0, spread, seeds)) for i in range(variants)})
+
+
+def three_seeds() -> pd.DataFrame:
+    """A baseline, and variants that are better by 4, 1 and 2, each with the differences' standard deviation 1."""
+    base = np.array([70.0, 75.0, 71.0])
+    return make_runs({"base": base, **{f"+{m}": base + m + [-1, 0, 1] for m in (4, 1, 2)}})
+
+
+def test_intervals_and_paired_differences():
+    a, b = np.array([70.0, 74.0, 71.0, 77.0]), np.array([68.0, 73.0, 71.0, 73.0])
+    runs = make_runs({"A": a, "B": b})
+    row = summarise(runs, "top1", ["variant"]).loc["A"]
+    low, high = scipy_stats.t.interval(0.95, 3, a.mean(), a.std(ddof=1) / 2)
+    assert (row["mean"], row.low, row.high) == pytest.approx((73.0, low, high))
+    d = a - b
+    low, high = scipy_stats.t.interval(0.95, 3, d.mean(), d.std(ddof=1) / 2)
+    difference = paired_difference(runs, "top1", "A", "B")
+    assert (difference["difference"], difference["low"], difference["high"]) == pytest.approx((1.75, low, high))
+    assert difference["pairs"] == 4
+    with pytest.raises(ValueError, match="runs: expected at least two seeds with both 'A' and 'C'"):
+        paired_difference(runs, "top1", "A", "C")
+    with pytest.raises(ValueError, match="at least two seeds"):
+        paired_difference(make_runs({"A": [1, 2, None], "B": [1, None, 3]}), "top1", "A", "B")
+
+
+def test_comparison_by_hand():
+    table = compare(three_seeds(), "base", published={"base": 72.7, "+1": 72.6, "elsewhere": 9.0})
+    assert list(table.index) == ["base", "+4", "+1", "+2"]
+    assert (
+        list(table)
+        == (
+            "mean low high runs failed difference diff_low diff_high p_value p_holm effect_size "
+            "published published_difference"
+        ).split()
+    )
+    row = table.loc["+4"]
+    half = 4.302652729911275 / math.sqrt(3)  # t(0.975) with two degrees of freedom
+    assert (row["mean"], row.difference, row.diff_low, row.diff_high) == pytest.approx((76, 4, 4 - half, 4 + half))
+    # d_z = 4 / 1; Hedges' factor with two degrees of freedom is Gamma(1) / Gamma(1/2) = 1 / sqrt(pi).
+    assert row.effect_size == pytest.approx(4 / math.sqrt(math.pi))
+    assert table.loc[["+4", "+1", "+2"], "p_value"].tolist() == pytest.approx([P_VALUES[m] for m in (4, 1, 2)])
+    # Holm: the smallest times three, the next times two, the largest as it is. The baseline is no test.
+    assert table.loc["+4", "p_holm"] == pytest.approx(3 * P_VALUES[4])
+    assert table.loc["+2", "p_holm"] == pytest.approx(2 * P_VALUES[2])
+    assert table.loc["+1", "p_holm"] == pytest.approx(P_VALUES[1])
+    assert table.loc["base", ["diff_low", "diff_high", "p_value", "p_holm", "effect_size"]].isna().all()
+    assert table.loc["base", "difference"] == 0
+    assert table.published_difference.tolist() == pytest.approx([0, math.nan, -0.1, math.nan], nan_ok=True)
+    assert "published" not in compare(three_seeds(), "base")
+
+
+def test_holm_never_orders_p_values_anew():
+    """The second smallest is at least the smallest's corrected value: 2 * 0.074 would be less than 3 * 0.0742."""
+    base = np.array([70.0, 75.0, 71.0])
+    shifts = {"+1": 1, "+2": 2, "+2.001": 2.001}
+    table = compare(make_runs({"base": base, **{name: base + m + [-1, 0, 1] for name, m in shifts.items()}}), "base")
+    smallest = table.loc["+2.001", "p_value"]
+    assert table.loc[["+2.001", "+2", "+1"], "p_holm"].tolist() == pytest.approx(
+        [3 * smallest, 3 * smallest, 0.2254], abs=1e-4
+    )
+    assert 2 * table.loc["+2", "p_value"] < 3 * smallest
+
+
+def test_comparison_against_scipy():
+    runs = random_runs(variants=6, seeds=5)
+    table = compare(runs, "v2")
+    values = {name: part.sort_values("seed").top1.to_numpy() for name, part in runs.groupby("variant")}
+    for name, row in table.drop("v2").iterrows():
+        test = scipy_stats.ttest_rel(values[name], values["v2"])
+        interval = scipy_stats.t.interval(0.95, 4, values[name].mean(), scipy_stats.sem(values[name]))
+        assert (row.low, row.high) == pytest.approx(interval)
+        assert row.p_value == pytest.approx(test.pvalue)
+        assert (row.diff_low, row.diff_high) == pytest.approx(tuple(test.confidence_interval(0.95)))
+        paired = paired_difference(runs, "top1", name, "v2")
+        assert (row.difference, row.p_value, row.effect_size) == (
+            paired["difference"], paired["p_value"], paired["effect_size"]
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 20])
+def test_the_effect_size_is_unbiased(seeds):
+    """For normal differences t has a noncentral t distribution; corrected, its mean is the true effect."""
+    effect = 0.7
+    mean_d_z = scipy_stats.nct.mean(seeds - 1, effect * math.sqrt(seeds)) / math.sqrt(seeds)
+    assert mean_d_z * stats._hedges_correction(seeds - 1) == pytest.approx(effect)
+
+
+def test_the_order_of_rows_does_not_matter():
+    runs = random_runs(variants=4, seeds=5)
+    shuffled = runs.sample(frac=1, random_state=0)
+    pd.testing.assert_frame_equal(compare(runs, "v0"), compare(shuffled, "v0").loc[["v0", "v1", "v2", "v3"]])
+    published = {"v0": 3, "v1": 1, "v2": 2}
+    assert order_agreement(runs, published) == pytest.approx(order_agreement(shuffled, published))
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_cannot_be_computed_is_nan():
+    base = [40.0, 71.5, 73.0]
+    top1 = {"base": base, "failed": [None] * 3, "one pair": [41.0, None, None], "same": base}
+    top1 |= {"shifted": [40.1, 71.6, 73.1], "two pairs": [42.0, 75.5, None], "good": [42.0, 74.0, 76.0]}
+    assert len({b - a for a, b in zip(base, top1["shifted"], strict=True)}) > 1  # equal but for the last bits
+    table = compare(make_runs(top1), "base", published={})
+    test = ["diff_low", "diff_high", "p_value", "p_holm", "effect_size"]
+    assert table["failed"].tolist() == [0, 3, 2, 0, 0, 1, 0]
+    assert table["runs"].tolist() == [3, 0, 1, 3, 3, 2, 3]
+    assert table.loc[["base", "failed", "one pair", "same", "shifted"], test].isna().all(axis=None)
+    assert table.loc["failed", ["mean", "low", "high", "difference"]].isna().all()
+    assert table.loc["one pair", ["mean", "difference"]].tolist() == [41.0, 1.0] and np.isnan(
+        table.loc["one pair", "low"]
+    )
+    assert table.loc[["same", "shifted"], "difference"].tolist() == pytest.approx([0, 0.1])
+    assert np.isnan(table.loc["two pairs", "effect_size"]) and table.loc["two pairs", test[:4]].notna().all()
+    # Only what was tested counts for Holm: two variants, so at most a factor of two.
+    assert table.loc["good", "p_holm"] == pytest.approx(2 * table.loc["good", "p_value"])
+    assert table[["published", "published_difference"]].isna().all(axis=None)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_metric_that_some_variants_lack():
+    mass = {"GAP": math.nan, "CLS": 0.5, "SimPool": 0.7}
+    runs = make_runs({name: [60.0, 61.0, 63.0] for name in mass})
+    runs["attention_mass"] = runs.variant.map(mass) + runs.seed**2 / 100 * (runs.variant == "CLS")
+    table = compare(runs, "SimPool", "attention_mass")
+    assert table["runs"].tolist() == [0, 3, 3] and table["failed"].tolist() == [0, 0, 0]
+    assert table.loc["GAP"].drop(["runs", "failed"]).isna().all()
+    assert table.loc["CLS", "difference"] == pytest.approx(-0.2 + 0.05 / 3)
+    assert compare(runs, "GAP", "attention_mass")["difference"].isna().all()
+
+
+def test_errors_name_what_is_wrong():
+    runs = three_seeds()
+    for function in (lambda metric: compare(runs, "base", metric), lambda metric: order_agreement(runs, {}, metric)):
+        with pytest.raises(ValueError, match="metric: expected a column of the runs, got 'top5'"):
+            function("top5")
+    with pytest.raises(ValueError, match=r"baseline: expected one of base, \+4, \+1, \+2, got 'GAP'"):
+        compare(runs, "GAP")
+    with pytest.raises(
+        ValueError, match="runs: expected one run for each variant and seed, got several of 'base', seed 0"
+    ):
+        compare(pd.concat([runs, runs]), "base")
+
+
+def brute_force_interval(table: np.ndarray, published: list[float]) -> tuple[float, float]:
+    """Every ordered way to draw the rows of a table (seeds, variants), each as probable as any other."""
+    taus = []
+    for draw in itertools.product(range(len(table)), repeat=len(table)):
+        taus.append(scipy_stats.kendalltau(table[list(draw)].mean(0), published).statistic)
+    taus = np.sort(taus)  # the smallest value that at least the share q of the draws does not exceed
+    return taus[math.ceil(0.025 * len(taus)) - 1], taus[math.ceil(0.975 * len(taus)) - 1]
+
+
+@pytest.mark.parametrize(("variants", "seeds"), [(3, 4), (6, 3), (5, 4)])
+def test_the_bootstrap_interval_is_that_of_all_draws(variants, seeds):
+    runs = random_runs(variants, seeds)
+    published = dict(zip(runs.variant.unique(), [57.1, 55.0, 56.6, 56.8, 55.9, 56.5], strict=False))
+    agreement = order_agreement(runs, published)
+    table = runs.pivot(index="seed", columns="variant", values="top1").to_numpy()
+    numbers = list(published.values())
+    assert agreement["tau"] == pytest.approx(scipy_stats.kendalltau(table.mean(0), numbers).statistic)
+    assert (agreement["low"], agreement["high"]) == pytest.approx(brute_force_interval(table, numbers))
+    assert (agreement["variants"], agreement["seeds"]) == (variants, seeds)
+
+
+def test_the_bootstrap_interval_agrees_with_scipys(monkeypatch):
+    runs = random_runs(variants=8, seeds=5, spread=2)
+    published = {f"v{i}": i for i in range(8)}
+    columns = tuple(part.sort_values("seed").top1.to_numpy() for _, part in runs.groupby("variant"))
+    sampled = scipy_stats.bootstrap(
+        columns, lambda *drawn: scipy_stats.kendalltau(np.mean(drawn, axis=1), range(8)).statistic, paired=True,
+        vectorized=False, n_resamples=1000, method="percentile", random_state=0,
+    ).confidence_interval  # fmt: skip
+    step = 2 / 28  # one pair of the 28 the other way round
+    listed = order_agreement(runs, published)
+    assert (listed["low"], listed["high"]) == pytest.approx(tuple(sampled), abs=step + 1e-9)
+    monkeypatch.setattr(stats, "MOST_RESAMPLES", 100)  # fewer than the 126 ways to draw
+    drawn = order_agreement(runs, published)
+    assert drawn == order_agreement(runs, published)
+    assert (drawn["low"], drawn["high"]) == pytest.approx((listed["low"], listed["high"]), abs=2 * step + 1e-9)
+
+
+def test_ways_to_draw():
+    draws, probabilities = stats._resamples(5)
+    assert len(draws) == 126 and probabilities.sum() == pytest.approx(1)
+    assert probabilities[(draws == 1).all(1)] == pytest.approx(math.factorial(5) / 5**5)
+    draws, probabilities = stats._resamples(12)
+    assert len(draws) == stats.MOST_RESAMPLES and (draws.sum(1) == 12).all() and probabilities.sum() == pytest.approx(1)
+
+
+def test_agreement_with_ties():
+    runs = make_runs({name: [value, value + 1] for name, value in {"a": 1, "b": 2, "c": 3, "d": 4}.items()})
+    # Six pairs, one of them tied in the paper, the others in order: 5 / sqrt(6 * 5).
+    agreement = order_agreement(runs, {"a": 56.4, "b": 56.5, "c": 56.5, "d": 56.6})
+    assert [agreement[name] for name in ("tau", "low", "high")] == pytest.approx([5 / math.sqrt(30)] * 3)
+    assert order_agreement(runs, {"a": 4, "b": 3, "c": 2, "d": 1})["tau"] == -1
+    equal = make_runs({name: [10.0, 10.0] for name in "abc"})  # at chance, all of them
+    assert all(np.isnan(order_agreement(equal, {"a": 1, "b": 2, "c": 3})[name]) for name in ("tau", "low", "high"))
+
+
+@pytest.mark.filterwarnings("error")
+def test_agreement_of_too_few():
+    published = {"a": 1, "b": 2, "c": 3}
+    two = order_agreement(make_runs({"a": [1, 2], "b": [2, 4], "new": [3, 3], "c": [None, None]}), published)
+    assert (two["variants"], two["seeds"]) == (2, 2) and np.isnan(two["tau"])
+    one_seed = order_agreement(make_runs({"a": [1], "b": [3], "c": [2]}), published)
+    assert one_seed["tau"] == pytest.approx(1 / 3) and np.isnan(one_seed["low"]) and np.isnan(one_seed["high"])
+    nowhere = order_agreement(make_runs({"a": [1, None], "b": [None, 3], "c": [2, 2]}), published)
+    assert (nowhere["variants"], nowhere["seeds"]) == (3, 0) and np.isnan(nowhere["tau"])
+    # A seed counts where all of them finished: 0 and 2.
+    partly = make_runs({"a": [1, None, 2], "b": [2, 1, 3], "c": [3, 0, 4]})
+    assert order_agreement(partly, published) == pytest.approx(
+        {"tau": 1, "low": 1, "high": 1, "variants": 3, "seeds": 2}
+    )
+
+
+def texts_of(figure) -> list:
+    """All texts that a figure shows."""
+    return [t for t in figure.findobj(plt.Text) if t.get_visible() and t.get_text().strip()]
+
+
+def assert_nothing_is_cut_off(figure):
+    figure.canvas.draw()
+    drawn, page = figure.get_tightbbox(), figure.bbox_inches.padded(0.01)
+    assert page.contains(*drawn.min) and page.contains(*drawn.max), (drawn, page)
+
+
+def collections_of(axis) -> dict[str, list]:
+    return {
+        kind: [c for c in axis.collections if type(c).__name__ == kind] for kind in ("PathCollection", "LineCollection")
+    }
+
+
+def test_the_comparison_shows_its_table():
+    table = compare(three_seeds(), "base", published={"base": 72.7, "+1": 74.3})
+    table.loc["+2", "p_holm"] = 0.04
+    figure = comparison(table, "a message", "difference to base (points)")
+    axis = figure.axes[0]
+    dots, diamonds = (c for c in axis.collections if hasattr(c, "get_sizes") and len(c.get_offsets()))
+    np.testing.assert_allclose(dots.get_offsets(), np.column_stack([table.difference, range(4)]))
+    filled = [not same_color(colour, "white") for colour in dots.get_facecolors()]
+    assert filled == [False, False, False, True]
+    np.testing.assert_allclose(diamonds.get_offsets()[[0, 2]], [(0, 0), (1.6, 2)])
+    assert diamonds.get_offsets().mask[[1, 3]].any(axis=1).all()
+    (intervals,) = collections_of(axis)["LineCollection"]
+    ends = np.array([segment[:, 0] for segment in intervals.get_segments() if len(segment)])
+    np.testing.assert_allclose(ends, table.loc["+4":, ["diff_low", "diff_high"]])
+    shown = [text.get_text() for text in texts_of(figure)]
+    for expected in ["a message", "difference to base (points)", "the paper", *table.index, "72.0 %", "76.0 %"]:
+        assert expected in shown
+    assert axis.yaxis_inverted()
+
+
+def test_the_comparison_says_what_failed():
+    runs = make_runs({"A": [1, 2, 3], "B": [2, None, 6], "C": [None] * 3, "without": [4, 5, 6]})
+    runs.loc[runs.variant == "without", "top1"] = math.nan  # they ran, but have no such metric
+    table = compare(runs, "A")
+    figure = comparison(table, "title", "label", number="{:.2f}")
+    shown = [text.get_text() for text in texts_of(figure)]
+    assert {"2.00", "4.00 (1 failed)", "3 failed", "–"} <= set(shown) and "the paper" not in shown
+
+
+@pytest.mark.parametrize("variants", [2, 16])
+@pytest.mark.parametrize("seeds", [1, 5])
+def test_no_text_of_the_comparison_is_cut_off(variants, seeds):
+    runs = random_runs(variants, seeds).replace({"variant": {"v1": "a variant with quite a long name"}})
+    assert_nothing_is_cut_off(
+        comparison(compare(runs, "v0"), "A message of a usual length", "difference to v0 (points)")
+    )
+
+
+def conditions() -> pd.DataFrame:
+    easy = make_runs({"GAP": [60, 61, 63], "max": [66, 67, 68], "SimPool": [61, 70, 72.1]}, condition="easy")
+    hard = make_runs({"GAP": [10, 11, 12], "max": [None] * 3, "SimPool": [40, 41, 43]}, condition="hard")
+    return pd.concat([easy, hard], ignore_index=True)
+
+
+def test_the_heat_map_shows_means_and_marks_the_best():
+    figure = heat_map(conditions(), "top1", "a message", "test accuracy (%)")
+    axis = figure.axes[0]
+    cells = {(text.get_text(), *text.get_position()): text for text in axis.texts}
+    half = f"±{4.302652729911275 / math.sqrt(3):.1f}"
+    assert {("61.3", 0.5, 0.5), ("67.0", 0.5, 1.5), (half, 0.5, 1.5), ("–", 1.5, 1.5), ("41.3", 1.5, 2.5)} <= set(cells)
+    assert len(cells) == 5 * 2 + 1
+    frames = {patch.get_xy() for patch in axis.patches}
+    assert frames == {(0, 2), (1, 2)}  # SimPool in both
+    bold = {key for key, text in cells.items() if text.get_weight() == "bold"}
+    assert bold == {("67.7", 0.5, 2.5), ("67.0", 0.5, 1.5), ("61.3", 0.5, 0.5), ("41.3", 1.5, 2.5)}
+    labels = [[label.get_text() for label in ticks] for ticks in (axis.get_xticklabels(), axis.get_yticklabels())]
+    assert labels == [["easy", "hard"], ["GAP", "max", "SimPool"]]
+    assert_nothing_is_cut_off(figure)
+
+
+def test_bold_follows_the_paired_test():
+    runs = conditions().query("condition == 'easy'")
+    table = compare(runs, "SimPool")
+    assert (table["p_holm"].dropna() > 0.05).all()  # as the figure above has it
+    clear = make_runs({"A": [60.0, 61.0, 63.0], "B": [50.0, 51.0, 53.5]}, backbone="vit")
+    figure = heat_map(clear, "top1", "title", "label", condition="backbone")
+    weights = {text.get_text(): text.get_weight() for text in figure.axes[0].texts}
+    assert (weights["61.3"], weights["51.5"]) == ("bold", "normal")
+
+
+def crowd(number: int) -> pd.DataFrame:
+    """Methods close to each other, with costs within a decade."""
+    generator = np.random.default_rng(number)
+    names = list(COLOURS)[:number]
+    runs = make_runs({name: list(60 + generator.normal(0, 3) + generator.normal(0, 1, 5)) for name in names})
+    return runs.assign(parameters=runs.variant.map({name: 22 + generator.exponential(2) for name in names}))
+
+
+def test_the_trade_off_shows_means_and_intervals():
+    runs = random_runs(variants=4, seeds=5)
+    runs["mass"] = 50 + 10 * runs.top1.rank() / len(runs)
+    runs.loc[runs.variant == "v3", "mass"] = math.nan
+    figure = trade_off(runs, "mass", "top1", "a message", "attention (%)", "test accuracy (%)", join=True)
+    axis = figure.axes[0]
+    x, y = (summarise(runs, metric, ["variant"]).loc[["v0", "v1", "v2"]] for metric in ("mass", "top1"))
+    found = collections_of(axis)
+    np.testing.assert_allclose(found["PathCollection"][0].get_offsets(), np.column_stack([x["mean"], y["mean"]]))
+    across, up = ([s.tolist() for s in c.get_segments()] for c in found["LineCollection"])
+    for name, horizontal, vertical in zip(x.index, across, up, strict=True):
+        assert horizontal == [[x.low[name], y["mean"][name]], [x.high[name], y["mean"][name]]]
+        assert vertical == [[x["mean"][name], y.low[name]], [x["mean"][name], y.high[name]]]
+    np.testing.assert_allclose(axis.lines[0].get_xydata(), np.column_stack([x["mean"], y["mean"]]))
+    assert [text.get_text() for text in axis.texts] == ["v0", "v1", "v2"]
+    assert "not measured: v3" in [text.get_text() for text in texts_of(figure)]
+    assert axis.get_xscale() == "linear" and (axis.get_xlabel(), axis.get_ylabel()) == (
+        "attention (%)",
+        "test accuracy (%)",
+    )
+    assert_nothing_is_cut_off(figure)
+
+
+@pytest.mark.parametrize("number", [3, 8, 15])
+def test_names_cover_neither_each_other_nor_dots(number):
+    figure = trade_off(crowd(number), "parameters", "top1", "title", "parameters (M)", "test accuracy (%)")
+    figure.canvas.draw()
+    axis = figure.axes[0]
+    boxes = [plt.Text.get_window_extent(text) for text in axis.texts]
+    assert len(boxes) == number
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    (dots,) = collections_of(axis)["PathCollection"]
+    for dot in axis.transData.transform(dots.get_offsets()):
+        assert not any(box.contains(*dot) for box in boxes)
+    assert all(axis.bbox.contains(*corner) for box in boxes for corner in box.corners())
+
+
+def test_costs_over_a_decade_are_drawn_on_a_logarithmic_axis():
+    runs = crowd(4)
+    runs["parameters"] = runs.variant.map(dict(zip(runs.variant.unique(), [1, 2, 5, 11], strict=True)))
+    arguments = ("parameters", "top1", "title", "parameters (M)", "test accuracy (%)")
+    assert trade_off(runs, *arguments).axes[0].get_xscale() == "log"
+    assert trade_off(runs, *arguments, log_x=False).axes[0].get_xscale() == "linear"
+    assert trade_off(runs[runs.parameters > 1], *arguments).axes[0].get_xscale() == "linear"
+
+
+def test_variants_without_a_colour_are_drawn():
+    assert colour_of("GAP") == COLOURS["GAP"] and colour_of("gamma 2") == COLOURS["SimPool"]
+    runs = random_runs(variants=3, seeds=2).assign(backbone="vit_micro")
+    bars = metric_bars(runs, "top1", "test accuracy (%)", "title").axes[0].patches
+    assert len(bars) == 3 and all(same_color(bar.get_facecolor()[:3], COLOURS["SimPool"]) for bar in bars)
+    figure = training_curves(pd.concat([runs.assign(epoch=e) for e in (1, 2)]), "top1", "test accuracy (%)", "title")
+    colours = {line.get_color() for line in figure.axes[0].lines if len(line.get_xdata())}
+    assert len(colours) == 3
