@@ -1,19 +1,22 @@
 """Grids of runs: plain data in, a tidy table out, resumable at any moment."""
 
-import os
-import traceback
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from typing import TYPE_CHECKING
 
 import pandas as pd
-import torch
 from tqdm.auto import tqdm
 
 from .config import RunConfig
-from .device import resolve_device
+from .device import cuda_devices, resolve_device, share_devices
+from .resources import cpu_cores
 from .store import Store, make_record
+from .workers import in_processes, on_cluster
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+REASONS_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Grid:
         variants: name to the fields in which a variant differs.
         seeds: how many (0, 1, 2, ...), or which.
         profile: recorded with each run.
-        keep_models: runs of seeds below this keep their trained model.
+        keep_models: runs of seeds below this keep their trained model; one that is done without is done again.
 
     >>> variants = {"GAP": {"pool": "gap"}, "SimPool": {"pool": "simpool"}}
     >>> grid = Grid("demo", {"backbone": "vit_micro"}, variants, seeds=2)
@@ -49,74 +52,120 @@ class Grid:
 
 
 def run(
-    grid: Grid, store: Store, *, workers: int | None = None, device: str = "auto", progress: bool = True
+    grid: Grid,
+    store: Store,
+    *,
+    workers: int | None = None,
+    client: "Client | None" = None,
+    device: str = "auto",
+    retry_failed: bool = False,
+    compile: bool = False,
+    progress: bool = True,
 ) -> pd.DataFrame:
     """Compute what the store lacks of a grid; return the grid's records.
 
-    Each run is a record of its own, written when it ends: kill this at any moment and call it again. A run
-    that fails is recorded with ``status`` "failed" and its ``reason``, and does not stop the others.
+    Each run is a record of its own, written when it ends: kill this at any moment and call it again, and only
+    the runs that were cut are repeated. A run that fails (diverged, out of memory, its process killed) is
+    recorded with ``status`` "failed" and its ``reason``, and does not stop the others; :func:`summary` counts.
 
     Args:
         grid: what to run.
         store: where records are looked up and written.
         workers: processes side by side, alive from run to run; default one a CPU core, each with one thread,
-            or one for a GPU. On a GPU more share it.
-        device: "auto" is cuda, then mps, then cpu.
+            or one a GPU. More than there are GPUs share them.
+        client: of a dask cluster, which then computes the runs: one at a time on every worker, whose threads
+            must be one. The store's folder must be the same for all its machines, and for this one.
+        device: "auto" is cuda, then mps, then cpu, for each worker.
+        retry_failed: runs recorded as failed are computed again; otherwise they are done like others.
+        compile: see :func:`simpool_lite.train.train`.
         progress: show a bar over the runs.
 
     Returns:
         One row a run of the grid with the columns of :data:`simpool_lite.store.COLUMNS`; ``experiment``,
         ``variant`` and ``profile`` are the grid's, whoever computed the run first.
+
+    Raises:
+        ValueError: ``workers`` is less than one, or given with a ``client``; the client's workers have more
+            than one thread.
+        FileNotFoundError: the cluster's records are not in the store's folder here.
+        RuntimeError: no worker process could be started.
+
+    >>> from dask.distributed import Client, LocalCluster  # doctest: +SKIP
+    >>> client = Client(LocalCluster(n_workers=8, threads_per_worker=1))  # doctest: +SKIP
+    >>> run(grid, Store("/shared/runs"), client=client)  # doctest: +SKIP
     """
-    labels = {config.hash(): (variant, config) for variant, config in grid.runs()}
-    done = set(store.records().config_hash)
-    missing = [(variant, config) for key, (variant, config) in labels.items() if key not in done]
-    if missing:
-        _compute(missing, grid, store, workers, resolve_device(device).type, progress)
-    table = store.records().set_index("config_hash", drop=False).loc[list(labels)].reset_index(drop=True)
-    variants = [variant for variant, _ in labels.values()]
-    return table.assign(experiment=grid.experiment, variant=variants, profile=grid.profile)
+    if workers is not None and (client is not None or workers < 1):
+        wanted = "None with a client, which has its own" if client is not None else "at least 1, or None"
+        raise ValueError(f"workers: expected {wanted}, got {workers}")
+    if client is None:
+        device = resolve_device(device).type
+    runs = list(grid.runs())
+    hashes = [config.hash() for _, config in runs]
+    records = store.records()
+    failed = set(records.config_hash[records.status == "failed"])
+    done = set(records.config_hash) - (failed if retry_failed else set())
+    for config in (config for _, config in labels.values() if config.seed < grid.keep_models):
+        if config.hash() not in failed and not store.has_model(config):
+            done.discard(config.hash())
+    jobs = [
+        {
+            "config": config,
+            "store_folder": store.folder.resolve(),
+            "experiment": grid.experiment,
+            "variant": variant,
+            "profile": grid.profile,
+            "device": device,
+            "keep_model": config.seed < grid.keep_models,
+            "compile": compile,
+        }
+        for key, (variant, config) in dict(zip(hashes, runs, strict=True)).items()  # variants may coincide
+        if key not in done
+    ]
+    if jobs:
+        if client is None:
+            ended = in_processes(jobs, _workers(workers, device)[: len(jobs)])
+        else:
+            ended = on_cluster(jobs, client)
+        for job, death in tqdm(ended, grid.experiment, len(jobs), unit="run", disable=not progress):
+            if death:
+                label = {name: job[name] for name in ("experiment", "variant", "profile", "device")}
+                store.add(make_record(job["config"], {}, **label, status="failed", reason=death))
+    records = store.records().set_index("config_hash", drop=False)
+    if absent := set(hashes) - set(records.index):
+        raise FileNotFoundError(
+            f"store: expected a record of every run in {store.folder.resolve()}, found none of {len(absent)} that have "
+            "ended; a cluster's machines and this one need a folder that they share"
+        )
+    table = records.loc[hashes].reset_index(drop=True)
+    return table.assign(experiment=grid.experiment, variant=[variant for variant, _ in runs], profile=grid.profile)
 
 
-def _compute(
-    missing: list[tuple[str, RunConfig]],
-    grid: Grid,
-    store: Store,
-    workers: int | None,
-    device: str,
-    progress: bool,
-) -> None:
-    if workers is None:
-        workers = (os.cpu_count() or 1) if device == "cpu" else 1
-    # "spawn": a forked child inherits threads and a CUDA context that do not work there.
-    with ProcessPoolExecutor(
-        min(workers, len(missing)), get_context("spawn"), initializer=_set_up_worker, initargs=(device,)
-    ) as pool:
-        futures = [pool.submit(_run_one, variant, config, grid, store, device) for variant, config in missing]
-        try:
-            for future in tqdm(as_completed(futures), grid.experiment, len(futures), unit="run", disable=not progress):
-                future.result()
-        except BaseException:  # interrupted: do not start what has not started
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+def _workers(number: int | None, device: str) -> list[str | None]:
+    """The CUDA device of each worker process; None for one that computes elsewhere."""
+    devices = cuda_devices() if device == "cuda" else []
+    if number is None:
+        number = cpu_cores() if device == "cpu" else max(1, len(devices))
+    return share_devices(devices, number)
 
 
-def _set_up_worker(device: str) -> None:
-    if device == "cpu":
-        torch.set_num_threads(1)  # two runs side by side beat one run with two threads
+def summary(runs: pd.DataFrame) -> str:
+    """Say how many of some runs failed, and why.
 
+    Args:
+        runs: records, as :func:`run` returns them.
 
-def _run_one(variant: str, config: RunConfig, grid: Grid, store: Store, device: str) -> None:
-    from .models import save_model
-    from .train import train
-
-    label = {"experiment": grid.experiment, "variant": variant, "profile": grid.profile, "device": device}
-    try:
-        model, measured, curve = train(config, device, progress=False)
-    except Exception as error:  # one bad run must not end a grid of hundreds
-        reason = traceback.format_exception_only(error)[-1].strip()
-        store.add(make_record(config, {}, **label, status="failed", reason=reason))
-        return
-    if config.seed < grid.keep_models:
-        save_model(model, store.new_model_path(config))
-    store.add(make_record(config, measured, **label), curve)
+    >>> runs = pd.DataFrame({"backbone": "vit_micro", "variant": ["GAP", "SimPool"], "seed": 3})
+    >>> print(summary(runs.assign(status=["ok", "failed"], reason=["", "FloatingPointError: the loss is nan"])))
+    2 runs, 1 failed:
+      SimPool seed 3: FloatingPointError: the loss is nan
+    """
+    failed = runs[runs.status == "failed"]
+    number = f"{len(runs)} run{'' if len(runs) == 1 else 's'}"
+    if failed.empty:
+        return f"{number}, none failed"
+    on = "" if runs.backbone.nunique() == 1 else " on {0.backbone}"
+    line = f"  {{0.variant}}{on} seed {{0.seed}}: {{0.reason}}"
+    lines = [line.format(row) for row in failed.head(REASONS_SHOWN).itertuples()]
+    if len(failed) > REASONS_SHOWN:
+        lines.append(f"  and {len(failed) - REASONS_SHOWN} more, see the column reason")
+    return "\n".join([f"{number}, {len(failed)} failed:", *lines])

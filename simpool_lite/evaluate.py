@@ -1,30 +1,77 @@
-"""Accuracy of a model, and how well its attention finds the object."""
+"""Accuracy of a model, and how well its attention finds the object.
+
+Where several processes train one model, both functions take its ``Accelerator``: each process then looks at
+its share of the images, and all return the same figures, those of the whole data set.
+"""
 
 import math
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Subset
+
+from .datasets import LabelledImages
 
 OBJECT_SHARE = 0.15  # a position of the map is object when more than this share of its area is
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, data: Dataset, device: torch.device, batch_size: int = 256) -> dict[str, float]:
-    """Top-1 accuracy in percent and cross-entropy of a model on a data set, in evaluation mode."""
+def evaluate(
+    model: nn.Module,
+    data: LabelledImages,
+    device: torch.device,
+    batch_size: int = 256,
+    accelerator: Accelerator | None = None,
+) -> dict[str, float]:
+    """Accuracy of a model on a data set and how sharp its attention is, in evaluation mode, in one pass.
+
+    Returns:
+        ``top1`` in percent; ``loss``, the cross-entropy; ``attention_entropy`` and ``logit_spread``, means over
+        images and maps (see :func:`sharpness`), NaN for a model without ``last_attention``.
+    """
     model.eval()
-    correct, loss = 0, 0.0
-    for images, labels in DataLoader(data, batch_size, collate_fn=data.collate):
+    sums = torch.zeros(4, dtype=torch.float64)
+    for images, labels in _batches(data, batch_size, accelerator):
         labels = labels.to(device)
         logits = model(images.to(device)).float()
-        correct += (logits.argmax(1) == labels).sum().item()
-        loss += F.cross_entropy(logits, labels, reduction="sum").item()
-    return {"top1": 100 * correct / len(data), "loss": loss / len(data)}
+        correct = (logits.argmax(1) == labels).sum().item()
+        loss = F.cross_entropy(logits, labels, reduction="sum").item()
+        attention = getattr(model, "last_attention", None)
+        entropy, spread = (math.nan, math.nan) if attention is None else sharpness(attention)
+        sums += torch.tensor([correct, loss, len(labels) * entropy, len(labels) * spread], dtype=torch.float64)
+    if _is_shared(accelerator):
+        sums = accelerator.reduce(sums.to(device))
+    correct, loss, entropy, spread = sums.tolist()
+    n = len(data)
+    return {"top1": 100 * correct / n, "loss": loss / n, "attention_entropy": entropy / n, "logit_spread": spread / n}
+
+
+def sharpness(attention: Tensor) -> tuple[float, float]:
+    """Entropy and logit spread of attention maps ``(B, M, ...)``, means over images and maps.
+
+    The entropy is in nats: 0 for one position, ln N for a uniform map. The logit spread is the standard
+    deviation of log a over the positions: of a softmax's map that is the spread of its logits, which the
+    softmax only shifts. A weight of zero counts as the smallest positive one.
+
+    >>> logits = torch.tensor([[[1.0, 3.0]]])
+    >>> entropy, spread = sharpness(logits.softmax(-1))
+    >>> round(entropy, 4), round(spread, 4)
+    (0.3653, 1.0)
+    """
+    positive = attention.clamp_min(torch.finfo(attention.dtype).tiny)
+    maps = positive.to(torch.promote_types(attention.dtype, torch.float32)).flatten(2)
+    return torch.special.entr(maps).sum(-1).mean().item(), maps.log().std(-1, correction=0).mean().item()
 
 
 def evaluate_attention(
-    model: nn.Module, data: Dataset, device: torch.device, batch_size: int = 256
+    model: nn.Module,
+    data: LabelledImages,
+    device: torch.device,
+    batch_size: int = 256,
+    accelerator: Accelerator | None = None,
 ) -> dict[str, float]:
     """How well a model's attention finds the object, averaged over the images of a data set.
 
@@ -40,11 +87,13 @@ def evaluate_attention(
         maps = torch.cat(
             [
                 model.attention(images.to(device)).float().mean(1).cpu()
-                for images, _ in DataLoader(data, batch_size, collate_fn=data.collate)
+                for images, _ in _batches(data, batch_size, accelerator)
             ]
         )
     except ValueError:  # a pooling without a map
         return dict.fromkeys(("attention_mass", "attention_ap", "attention_entropy"), math.nan)
+    if _is_shared(accelerator):
+        maps = torch.cat(gather_object([maps]))
     entropy = torch.special.entr(maps).sum((1, 2)).mean().item()
     if data.masks is None:
         return {"attention_mass": math.nan, "attention_ap": math.nan, "attention_entropy": entropy}
@@ -75,3 +124,16 @@ def average_precision(maps: Tensor, objects: Tensor) -> float:
     pairs = zip(objects.flatten(1).numpy(), maps.flatten(1).numpy(), strict=True)
     scores = [average_precision_score(truth, score) for truth, score in pairs if truth.any()]
     return sum(scores) / len(scores)
+
+
+def _is_shared(accelerator: Accelerator | None) -> bool:
+    return accelerator is not None and accelerator.num_processes > 1
+
+
+def _batches(data: LabelledImages, batch_size: int, accelerator: Accelerator | None) -> DataLoader:
+    """Batches of the data, or of this process's share: consecutive images, so that shares in order are the whole."""
+    images = data
+    if _is_shared(accelerator):
+        rank, processes = accelerator.process_index, accelerator.num_processes
+        images = Subset(data, range(rank * len(data) // processes, (rank + 1) * len(data) // processes))
+    return DataLoader(images, batch_size, collate_fn=data.collate)

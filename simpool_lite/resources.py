@@ -1,9 +1,25 @@
-"""Peak memory of a run."""
+"""Processor cores and memory of a run."""
 
+import gc
 import math
+import os
 from pathlib import Path
 
 import torch
+
+
+def cpu_cores() -> int:
+    """Cores that this process may use: on a shared machine often fewer than it has."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def free_memory() -> None:
+    """Give back what the last run held, also to other processes on the same GPU."""
+    gc.collect()  # a model and its optimiser refer to each other
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def reset_peak_memory(device: torch.device) -> None:

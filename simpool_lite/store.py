@@ -33,6 +33,7 @@ COLUMNS = (
 MEASURED = (
     "top1 loss attention_mass attention_ap attention_entropy parameters images_per_second peak_memory_mb seconds"
 ).split()
+CURVE_COLUMNS = "config_hash epoch step train_loss top1 loss attention_entropy logit_spread".split()
 
 
 class Store:
@@ -53,11 +54,12 @@ class Store:
         return table.drop_duplicates("config_hash", ignore_index=True)
 
     def curves(self) -> pd.DataFrame:
-        """All training curves: ``config_hash epoch step train_loss top1 loss``."""
-        columns = "config_hash epoch step train_loss top1 loss".split()
-        return _read_tables(self.folders, "curves/*.parquet", columns).drop_duplicates(
-            ["config_hash", "epoch"], ignore_index=True
-        )
+        """All training curves, one row an epoch, with the columns of :data:`CURVE_COLUMNS`.
+
+        The last two, of the attention, are NaN for pools without a map and for runs recorded before they were.
+        """
+        table = _read_tables(self.folders, "curves/*.parquet", CURVE_COLUMNS)
+        return table.drop_duplicates(["config_hash", "epoch"], ignore_index=True)
 
     def add(self, record: dict, curve: pd.DataFrame | None = None) -> None:
         """Write one record (see :func:`make_record`) and its training curve."""
@@ -72,6 +74,10 @@ class Store:
     def new_model_path(self, config: RunConfig) -> Path:
         """Where to save the model of a run."""
         return self.folder / "models" / f"{config.hash()}.safetensors"
+
+    def has_model(self, config: RunConfig) -> bool:
+        """Whether the model of a run was kept."""
+        return any((folder / "models" / f"{config.hash()}.safetensors").is_file() for folder in self.folders)
 
     def model_path(self, config: RunConfig) -> Path:
         """Where the model of a run is.
@@ -174,7 +180,7 @@ def _read_tables(folders: tuple[Path, ...], pattern: str, columns: list[str]) ->
     # Dot files are records that another process is still writing.
     files = [f for folder in folders for f in sorted(folder.glob(pattern)) if not f.name.startswith(".")]
     tables = [pd.read_parquet(file) for file in files]
-    return pd.concat(tables, ignore_index=True)[list(columns)] if tables else pd.DataFrame(columns=list(columns))
+    return pd.concat(tables, ignore_index=True).reindex(columns=columns) if tables else pd.DataFrame(columns=columns)
 
 
 def _git_revision() -> str:

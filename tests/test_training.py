@@ -1,12 +1,8 @@
-"""Training, evaluation, the store and grids: small runs, each compared with something independent."""
+"""Training, evaluation and the store: small runs, each compared with something independent."""
 
 import dataclasses
-import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +10,13 @@ import pandas as pd
 import pytest
 import torch
 
-from simpool_lite import create_model, load_data, load_model
-from simpool_lite.ablation import Grid, run
+from simpool_lite import create_model, load_data
 from simpool_lite.config import RunConfig
 from simpool_lite.device import resolve_device
-from simpool_lite.evaluate import average_precision, evaluate, evaluate_attention, object_positions
+from simpool_lite.evaluate import average_precision, evaluate, evaluate_attention, object_positions, sharpness
 from simpool_lite.experiments import base_config, first_light
-from simpool_lite.store import COLUMNS, Store, make_record, record
-from simpool_lite.train import load_split, train
+from simpool_lite.store import COLUMNS, CURVE_COLUMNS, Store, make_record, record
+from simpool_lite.train import load_split, train, train_and_record
 
 TINY = {"backbone": "vit_micro", "epochs": 2, "data_options": {"num_images": 64}}
 CPU = torch.device("cpu")
@@ -45,9 +40,10 @@ def test_a_seed_makes_a_run_repeatable(tiny_run):
 
 def test_measurements(tiny_run):
     model, measured, curve = tiny_run
-    assert list(curve) == ["epoch", "step", "train_loss", "top1", "loss"]
+    assert ["config_hash", *curve] == CURVE_COLUMNS
     assert curve.step.tolist() == [2, 4]
     assert measured["top1"] == curve.top1.iloc[-1]
+    assert measured["attention_entropy"] == pytest.approx(curve.attention_entropy.iloc[-1])  # SimPool has one map
     assert measured["parameters"] == sum(p.numel() for p in model.parameters())
     assert min(measured[name] for name in ("seconds", "images_per_second", "peak_memory_mb")) > 0
 
@@ -57,6 +53,17 @@ def test_training_learns():
     config = RunConfig("convnet_micro", "gap", epochs=30, learning_rate=2e-3, data_options={"num_images": 32})
     _, _, curve = train(config, "cpu", progress=False)
     assert curve.train_loss.iloc[0] > 2 and curve.train_loss.iloc[-1] < 0.5
+
+
+def test_compiled_training_is_the_same_training(tiny_run, monkeypatch):
+    """With the graph that torch.compile traces, but without the minute that generating code for it takes."""
+    compiled, compile = [], torch.compile
+    monkeypatch.setattr(torch, "compile", lambda m: compiled.append(m) or compile(m, backend="aot_eager"))
+    model, measured, curve = train(RunConfig(**TINY, pool="simpool"), "cpu", progress=False, compile=True)
+    assert compiled == [model]
+    pd.testing.assert_frame_equal(curve, tiny_run[2], rtol=1e-3)
+    assert measured["attention_mass"] == pytest.approx(tiny_run[1]["attention_mass"], rel=1e-3)
+    assert type(model) is type(tiny_run[0])  # not torch.compile's wrapper, which cannot be saved
 
 
 def test_divergence_is_an_error():
@@ -96,6 +103,35 @@ def test_attention_of_a_uniform_map_is_the_object_share():
     assert scores["attention_entropy"] == pytest.approx(np.log(144), rel=1e-5)
 
 
+def test_sharpness_of_a_softmax_is_the_spread_of_its_logits():
+    logits = torch.randn(3, 2, 4, 5, generator=torch.Generator().manual_seed(0))
+    maps = logits.flatten(2).softmax(-1)
+    entropy, spread = sharpness(maps.unflatten(2, (4, 5)))
+    assert entropy == pytest.approx(-(maps * maps.log()).sum(2).mean().item(), rel=1e-5)
+    assert spread == pytest.approx(logits.flatten(2).numpy().std(2).mean(), rel=1e-5)
+    assert sharpness(torch.full((1, 1, 8), 1 / 8)) == pytest.approx((np.log(8), 0))
+    one_position = torch.tensor([[[1.0, 0.0]]])
+    assert [sharpness(one_position.to(dtype))[0] for dtype in (torch.float32, torch.bfloat16)] == pytest.approx([0, 0])
+    assert np.isfinite(sharpness(one_position)[1])
+
+
+@pytest.mark.parametrize(
+    ("pool", "entropy"), [("gap", pytest.approx(np.log(36))), ("max", None), ("cls", None)], ids=["gap", "max", "cls"]
+)
+def test_curves_follow_the_attention_where_there_is_a_map(pool, entropy):
+    """In the forward passes that the accuracy takes anyway."""
+    data = load_data("photo-digits", "test", num_images=40)
+    model = create_model("vit_micro", pool, 10)
+    batches = []
+    model.register_forward_hook(lambda *_: batches.append(1))
+    scores = evaluate(model, data, CPU, batch_size=16)
+    assert len(batches) == 3
+    if entropy is None:
+        assert np.isnan([scores["attention_entropy"], scores["logit_spread"]]).all()
+    else:
+        assert scores["attention_entropy"] == entropy and scores["logit_spread"] == pytest.approx(0, abs=1e-5)
+
+
 def test_attention_that_is_all_on_the_object():
     objects = torch.zeros(1, 2, 2, dtype=torch.bool)
     objects[0, 0, 1] = True
@@ -110,6 +146,7 @@ def test_hash_names_the_whole_configuration():
     config = RunConfig(**TINY, pool="gap")
     assert config.hash() == RunConfig(**TINY, pool="gap").hash()
     other = {"backbone": "b", "pool": "p", "pool_kwargs": {"k": 1}, "norm_first": False, "pretrained": True}
+    other |= {"model_options": {"drop_rate": 0.1}}
     other |= {"dataset": "d", "target": "photo", "data_options": {}, "data_root": "r", "seed": 5, "epochs": 3}
     other |= {"batch_size": 1, "learning_rate": 1.0, "weight_decay": 1.0}
     assert set(other) == {field.name for field in dataclasses.fields(RunConfig)}
@@ -117,99 +154,46 @@ def test_hash_names_the_whole_configuration():
     assert len(hashes | {config.hash()}) == len(other) + 1
 
 
-def grid(**changes) -> Grid:
-    arguments = {"experiment": "test", "base": TINY, "variants": {"GAP": {"pool": "gap"}, "S": {"pool": "simpool"}}}
-    return Grid(**arguments | {"seeds": 2, "profile": "smoke", "keep_models": 1} | changes)
-
-
-@pytest.fixture(scope="module")
-def filled(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("store")
-    return Store(folder), run(grid(), Store(folder), workers=2, device="cpu", progress=False)
-
-
-def test_a_grid_gives_one_tidy_row_a_run(filled):
-    store, table = filled
-    assert list(table) == COLUMNS
-    assert table[["variant", "seed", "status"]].values.tolist() == [
-        ["GAP", 0, "ok"], ["S", 0, "ok"], ["GAP", 1, "ok"], ["S", 1, "ok"],
-    ]  # fmt: skip
-    assert table.config_hash.tolist() == [config.hash() for _, config in grid().runs()]
-    assert len(store.curves()) == 4 * 2
-    configs = [RunConfig(**json.loads(text)) for text in table.config]
-    assert configs == [config for _, config in grid().runs()]
-
-
-def test_workers_do_not_change_a_result(filled, tiny_run):
-    """A run in a worker process equals the same run in this one (one thread each)."""
-    _, table = filled
-    row = table[(table.variant == "S") & (table.seed == 0)].iloc[0]
-    assert row.top1 == tiny_run[1]["top1"] and row.loss == pytest.approx(tiny_run[1]["loss"], rel=1e-4)
-
-
-def test_models_are_kept_for_the_first_seed(filled):
-    store, _ = filled
-    configs = {(variant, config.seed): config for variant, config in grid().runs()}
-    model = load_model(store.model_path(configs["S", 0]))
-    assert model.attention(torch.randn(1, 3, 48, 48)).shape == (1, 1, 6, 6)
-    with pytest.raises(FileNotFoundError, match="config: no model of run"):
-        store.model_path(configs["S", 1])
-
-
-def test_what_is_done_is_not_done_again(filled):
-    store, table = filled
-    before = {file: file.stat().st_mtime_ns for file in store.folder.rglob("*.*")}
-    relabelled = run(grid(experiment="other"), store, device="cpu", progress=False)
-    assert {file: file.stat().st_mtime_ns for file in store.folder.rglob("*.*")} == before
-    assert set(relabelled.experiment) == {"other"} and relabelled.top1.tolist() == table.top1.tolist()
-
-
-def test_a_failed_run_is_recorded_and_stops_nothing(tmp_path):
-    variants = {"bad": {"pool": "simpool", "pool_kwargs": {"gamma": -1.0}}, "good": {"pool": "gap"}}
-    table = run(grid(variants=variants, seeds=1), Store(tmp_path), workers=1, device="cpu", progress=False)
-    assert table.status.tolist() == ["failed", "ok"]
-    assert "gamma: expected a finite number above 0" in table.reason[0] and np.isnan(table.top1[0])
-
-
-def test_a_killed_grid_resumes(tmp_path):
-    """Kill the whole grid after its first record; the second call does the rest and keeps the first."""
-    code = (
-        "from simpool_lite.ablation import Grid, run; from simpool_lite.store import Store\n"
-        "if __name__ == '__main__':\n"
-        f"    grid = Grid('test', {TINY!r}, {grid().variants!r}, seeds=3)\n"
-        f"    run(grid, Store({str(tmp_path)!r}), workers=1, device='cpu')"
-    )
-    script = tmp_path / "script.py"
-    script.write_text(code)
-    process = subprocess.Popen([sys.executable, script], stderr=subprocess.DEVNULL, start_new_session=True)
-    while process.poll() is None and not list(tmp_path.glob("[!.]*.parquet")):
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    store = Store(tmp_path)
-    first = store.records()
-    assert 1 <= len(first) < 6
-    table = run(grid(seeds=3), store, workers=2, device="cpu", progress=False)
-    assert (table.status == "ok").all() and len(table) == 6
-    kept = table.set_index("config_hash").loc[first.config_hash]
-    assert kept.started.tolist() == first.started.tolist()
-
-
 def test_a_half_written_record_is_not_seen(tmp_path):
     (tmp_path / ".0123.parquet").write_bytes(b"half")
     assert Store(tmp_path).records().empty
 
 
-def test_record_copies_an_experiment(filled, tmp_path, monkeypatch):
-    store, table = filled
-    monkeypatch.setattr("simpool_lite.store.recorded_results", lambda: tmp_path)
-    assert record("test", store) == tmp_path / "test.parquet"
-    recorded = Store(tmp_path)
-    assert sorted(recorded.records().config_hash) == sorted(table.config_hash)
-    assert len(recorded.curves()) == 8
-    assert recorded.model_path(next(grid().runs())[1]).parent == tmp_path / "models"
+def test_older_curves_are_read(tmp_path):
+    """Curves recorded before they followed the attention stand beside newer ones."""
+    config = RunConfig(**TINY, pool="gap")
+    label = {"experiment": "e", "variant": "v", "profile": "smoke", "device": "cpu"}
+    curve = pd.DataFrame({"epoch": [1], "step": [2], "train_loss": [2.3], "top1": [9.0], "loss": [2.2]})
+    store = Store(tmp_path)
+    store.add(make_record(config, {}, **label), curve)
+    assert list(store.curves()) == CURVE_COLUMNS and store.curves().logit_spread.isna().all()
+    newer = curve.assign(attention_entropy=3.0, logit_spread=0.5)
+    store.add(make_record(dataclasses.replace(config, seed=1), {}, **label), newer)
+    assert sorted(store.curves().logit_spread.fillna(0)) == [0, 0.5]
+
+
+def test_record_copies_an_experiment(tmp_path, monkeypatch):
+    store, configs = Store(tmp_path / "runs"), [RunConfig(**TINY, pool="gap", seed=seed) for seed in (0, 1)]
+    for config in configs:
+        train_and_record(config, store.folder, "test", device="cpu", keep_model=config.seed == 0, progress=False)
+    target = tmp_path / "results"
+    monkeypatch.setattr("simpool_lite.store.recorded_results", lambda: target)
+    assert record("test", store) == target / "test.parquet"
+    recorded = Store(target)
+    assert recorded.records().config_hash.tolist() == [config.hash() for config in configs]
+    assert len(recorded.curves()) == 2 * 2
+    assert recorded.model_path(configs[0]).parent == target / "models"
     with pytest.raises(ValueError, match=r"experiment: expected one with runs in .* got 'nonesuch'"):
         record("nonesuch", store)
+
+
+def test_a_run_that_fails_is_recorded(tmp_path):
+    config = RunConfig(**TINY, pool="simpool", pool_kwargs={"gamma": -1.0})
+    written = train_and_record(config, tmp_path, device="cpu", progress=False)
+    [read] = Store(tmp_path).records().to_dict("records")
+    assert read["status"] == "failed" and read["reason"] == written["reason"] and np.isnan(read["top1"])
+    assert read["reason"].startswith("ValueError: gamma: expected a finite number above 0")
+    assert (read["experiment"], read["variant"]) == ("single", "simpool")
 
 
 def test_record_columns_of_the_design():
