@@ -104,9 +104,11 @@ def run(
     records = store.records()
     failed = set(records.config_hash[records.status == "failed"])
     done = set(records.config_hash) - (failed if retry_failed else set())
-    for config in (config for _, config in labels.values() if config.seed < grid.keep_models):
-        if config.hash() not in failed and not store.has_model(config):
-            done.discard(config.hash())
+    done -= {
+        config.hash()
+        for _, config in runs
+        if config.seed < grid.keep_models and config.hash() not in failed and not store.has_model(config)
+    }
     jobs = [
         {
             "config": config,
