@@ -24,6 +24,7 @@ are averaged, so ``batch_size`` means the same for any number of them; a batch n
 import argparse
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -114,7 +115,8 @@ def train(
         trained = torch.compile(wrapped) if compile else wrapped
 
         curve, training_seconds = [], 0.0
-        for epoch in tqdm(range(1, config.epochs + 1), f"{config.backbone} {config.pool}", disable=not progress):
+        hidden = not (progress and accelerator.is_main_process)
+        for epoch in tqdm(range(1, config.epochs + 1), f"{config.backbone} {config.pool}", disable=hidden):
             epoch_started = time.perf_counter()
             train_loss = _train_epoch(trained, loader, optimizer, schedule, accelerator)
             training_seconds += time.perf_counter() - epoch_started
@@ -175,7 +177,7 @@ def train_and_record(
     labels = {"experiment": experiment, "variant": variant or config.pool, "profile": profile}
     labels["device"] = resolve_device(device).type
     try:
-        model, measured, curve = train(config, device, progress and _rank() == 0, compile=compile)
+        model, measured, curve = train(config, device, progress, compile=compile)
     except Exception as error:  # one bad run must not end a grid of hundreds
         record = make_record(config, {}, **labels, status="failed", reason=f"{type(error).__name__}: {error}")
         store.add(record)  # by every process that fails: the launcher may end the main one first
@@ -259,11 +261,16 @@ def _train_epoch(
 
 
 def _rank() -> int:
-    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+    """This process's number among those that train one model."""
+    return distributed.get_rank() if _is_distributed() else int(os.environ.get("RANK", 0))  # the launcher's
 
 
 def _processes() -> int:
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    return distributed.get_world_size() if _is_distributed() else 1
+
+
+def _is_distributed() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
 
 
 # What --help says of the fields of RunConfig.
@@ -312,7 +319,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     records = Store(folder).records()
     if ((records.config_hash == config.hash()) & (records.status == "ok")).any():
-        print(f"{config.hash()} is done already, see {folder}")
+        if _rank() == 0:
+            print(f"{config.hash()} is done already, see {folder}")
         return 0
     try:
         record = train_and_record(config, folder, **options)
@@ -324,7 +332,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{config.hash()}: top-1 {record['top1']:.2f} %, {record['seconds']:.0f} s, {crew}, see {folder}")
         return 0
     finally:
-        if distributed.is_available() and distributed.is_initialized():
+        if _is_distributed():
             distributed.destroy_process_group()
 
 
