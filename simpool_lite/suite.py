@@ -14,7 +14,7 @@ import pandas as pd
 from .ablation import Grid
 from .experiments import OTHER_EPOCHS, OTHER_LEARNING_RATE, PROFILES, SMOKE_SEEDS, is_transformer
 
-Kind = Literal["convnet", "transformer"]
+Kind = Literal["convnet", "transformer", "any"]
 
 BACKBONES = {"convnet": "convnet_micro", "transformer": "vit_micro"}
 GPU_BACKBONES = {"convnet": "resnet18", "transformer": "vit_small_patch16_224"}
@@ -88,7 +88,7 @@ class Setting:
         if self.profile not in PROFILES:
             raise ValueError(f"profile: expected one of {', '.join(PROFILES)}, got {self.profile!r}")
 
-    def backbones(self) -> dict[Kind, str]:
+    def backbones(self) -> dict[str, str]:
         """The ConvNet and the transformer to experiment with, or the one of them that the reader named."""
         if self.backbone:
             return {"transformer" if is_transformer(self.backbone) else "convnet": self.backbone}
@@ -107,14 +107,15 @@ class Setting:
 
         Args:
             experiment: its name.
-            kind: of the backbone.
+            kind: of the backbone; "any" is the one that the reader named, else the ConvNet.
             variants: name to the fields of :class:`~simpool_lite.config.RunConfig` that differ; those without
                 a ``pool`` are SimPool.
             smoke: the variants that the profile "smoke" keeps.
             images: options of photo-digits that differ.
             **base: further fields that all variants share.
         """
-        backbone = self.backbones().get(kind)
+        backbones = self.backbones()
+        backbone = next(iter(backbones.values())) if kind == "any" else backbones.get(kind)
         if backbone is None:
             return []
         if self.profile == "smoke":
@@ -158,7 +159,7 @@ def who_wins_where(setting: Setting) -> dict[str, Grid]:
     if setting.profile == "smoke":
         conditions = {name: conditions[name] for name in ("default", "photo") if name in conditions}
     grids = {
-        name: setting.grid("who-wins-where", "convnet", UNIVERSAL, smoke=("GAP", "SimPool"), **changes)
+        name: setting.grid("who-wins-where", "any", UNIVERSAL, smoke=("GAP", "SimPool"), **changes)
         for name, changes in conditions.items()
     }
     return {name: grid[0] for name, grid in grids.items() if grid}
@@ -179,21 +180,21 @@ def iterations(setting: Setting) -> list[Grid]:
     variants = {"SimPool": {}}
     variants |= {f"{T} iterations": _variant(T=T) for T in (2, 3, 5)}
     variants |= {f"{T} layers": _variant(T=T, separate=True) for T in (2, 3, 5)}
-    return setting.grid("iterations", "convnet", variants, smoke=("SimPool", "3 iterations"))
+    return setting.grid("iterations", "any", variants, smoke=("SimPool", "3 iterations"))
 
 
 def layer_norm(setting: Setting) -> list[Grid]:
     """Notebook 06: LayerNorm on every subset of q, k and v."""
     subsets = ["".join(letters) for size in range(4) for letters in combinations("qkv", size)]
     variants = {"SimPool": {}} | {f"LN {s or 'none'}": _simpool(norm=s) for s in subsets if s != "kv"}
-    return setting.grid("layernorm", "convnet", variants, smoke=("SimPool", "LN none"))
+    return setting.grid("layernorm", "any", variants, smoke=("SimPool", "LN none"))
 
 
 def linear(setting: Setting) -> list[Grid]:
     """Notebook 06: linear maps on none, one, two or all of q, k and v, and one map for q and k."""
     variants = {"SimPool": {}} | {f"W {s or 'none'}": _simpool(linear=s) for s in ("", "q", "k", "qkv")}
     variants |= {"W_Q = W_K": _variant(tied=True)}
-    return setting.grid("linear", "convnet", variants, smoke=("SimPool", "W_Q = W_K"))
+    return setting.grid("linear", "any", variants, smoke=("SimPool", "W_Q = W_K"))
 
 
 def norm_order(setting: Setting) -> list[Grid]:
@@ -211,33 +212,33 @@ def exponent(setting: Setting) -> list[Grid]:
     """Notebook 07: the exponent gamma, fixed and learned; SimPool itself has none."""
     variants = {"SimPool": {}} | {f"gamma {g:g}": _simpool(gamma=g) for g in (1.0, 1.25, 1.5, 2.0, 3.0, 5.0)}
     variants |= {"gamma learned": _simpool(gamma=2.0, learn_gamma=True)}
-    return setting.grid("exponent", "convnet", variants, smoke=("SimPool", "gamma 2"))
+    return setting.grid("exponent", "any", variants, smoke=("SimPool", "gamma 2"))
 
 
 def shift(setting: Setting) -> list[Grid]:
     """Notebook 07: what the minimum runs over, at gamma 2."""
     variants = {"shift image": _simpool(gamma=2.0)}
     variants |= {f"shift {name}": _simpool(gamma=2.0, shift=name) for name in ("batch", "channel")}
-    return setting.grid("shift", "convnet", variants, smoke=("shift image", "shift batch"))
+    return setting.grid("shift", "any", variants, smoke=("shift image", "shift batch"))
 
 
 def heads(setting: Setting) -> list[Grid]:
     """Notebook 08: number of heads."""
     variants = {"SimPool": {}} | {f"{m} heads": _simpool(num_heads=m) for m in (2, 4, 8)}
-    return setting.grid("heads", "convnet", variants, smoke=("SimPool", "4 heads"))
+    return setting.grid("heads", "any", variants, smoke=("SimPool", "4 heads"))
 
 
 def similarity(setting: Setting) -> list[Grid]:
     """Notebook 08: similarity of query and key."""
     variants = {"SimPool": {}} | {name: _variant(similarity=name) for name in ("cosine", "distance")}
-    return setting.grid("similarity", "convnet", variants, smoke=("SimPool", "cosine"))
+    return setting.grid("similarity", "any", variants, smoke=("SimPool", "cosine"))
 
 
 def attention(setting: Setting) -> list[Grid]:
     """Notebook 08: from similarity to attention."""
     functions = {"other axis": "softmax_over_vectors", "sparsemax": "sparsemax", "sigmoid": "sigmoid"}
     variants = {"SimPool": {}} | {name: _variant(attention=function) for name, function in functions.items()}
-    return setting.grid("attention", "convnet", variants, smoke=("SimPool", "sparsemax"))
+    return setting.grid("attention", "any", variants, smoke=("SimPool", "sparsemax"))
 
 
 def vectors(setting: Setting) -> list[Grid]:
@@ -247,7 +248,7 @@ def vectors(setting: Setting) -> list[Grid]:
         several = _variant(init="kmeans", k=k, reduce="concat")
         variants[f"k = {k}, max"] = several | {"model_options": {"max_logits": True}}
         variants[f"k = {k}, concat"] = several
-    return setting.grid("vectors", "convnet", variants, smoke=("SimPool", "k = 2, max"))
+    return setting.grid("vectors", "any", variants, smoke=("SimPool", "k = 2, max"))
 
 
 def learning_rate_search(kind: Kind) -> Grid:

@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from simpool_lite import create_model
-from simpool_lite.suite import NOTEBOOKS, Setting, learning_rate_search, runs_table, tournament, who_wins_where
+from simpool_lite.suite import (
+    NOTEBOOKS,
+    Setting,
+    learning_rate_search,
+    norm_order,
+    runs_table,
+    tournament,
+    who_wins_where,
+)
 
 
 def grids(notebook: str, setting: Setting) -> list:
@@ -66,7 +74,10 @@ def test_the_default_is_computed_once():
 def test_a_backbone_of_the_readers_keeps_what_suits_it():
     assert [grid.base["backbone"] for grid in tournament(Setting(backbone="resnet18"))] == ["resnet18"]
     assert "CLS" in tournament(Setting(backbone="vit_small_patch16_224"))[0].variants
-    assert who_wins_where(Setting(backbone="vit_small_patch16_224")) == {}
+    assert norm_order(Setting(backbone="resnet18")) == []
+    for notebook in NOTEBOOKS:  # there is something to see on any backbone
+        made = grids(notebook, Setting(backbone="vit_small_patch16_224"))
+        assert made and {grid.base["backbone"] for grid in made} == {"vit_small_patch16_224"}
 
 
 def test_data_of_the_readers():
