@@ -4,7 +4,7 @@ Factors are varied one at a time around SimPool as published, on images and sche
 of runs on a laptop. Runs that two grids share are computed once.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
@@ -281,22 +281,29 @@ NOTEBOOKS = {
 
 
 def runs_table() -> pd.DataFrame:
-    """What the laptop profile runs: one row an experiment and backbone, ``runs`` new ones in the order listed."""
+    """What the laptop profile runs: one row an experiment and backbone.
+
+    Returns:
+        Columns ``experiment notebook backbone runs`` and ``what for``; runs that an earlier row has are not counted.
+    """
     seen: set[str] = set()
     rows = []
-    searches = [("", learning_rate_search(kind), learning_rate_search) for kind in BACKBONES]
-    for notebook, grid, function in searches + list(_grids()):
+    for notebook, grid, what_for in _grids():
         hashes = {config.hash() for _, config in grid.runs()}
         row = {"experiment": grid.experiment, "notebook": notebook, "backbone": grid.base["backbone"]}
-        rows.append(row | {"runs": len(hashes - seen), "what for": function.__doc__.splitlines()[0]})
+        rows.append(row | {"runs": len(hashes - seen), "what for": what_for})
         seen |= hashes
-    table = pd.DataFrame(rows)
-    return table.groupby(["experiment", "notebook", "backbone", "what for"], sort=False).runs.sum().reset_index()
+    keys = ["experiment", "notebook", "backbone", "what for"]
+    return pd.DataFrame(rows).groupby(keys, sort=False).runs.sum().reset_index()
 
 
-def _grids() -> Iterator[tuple[str, Grid, Callable]]:
+def _grids() -> Iterator[tuple[str, Grid, str]]:
+    """Every grid of the suite with its notebook and what it is for."""
+    for kind in BACKBONES:
+        yield "all", learning_rate_search(kind), "the learning rate of every method, on a seed that is not reported"
     for notebook, functions in NOTEBOOKS.items():
         for function in functions:
             grids = function(Setting())
+            what_for = function.__doc__.splitlines()[0].removeprefix(f"Notebook {notebook}: ")
             for grid in grids.values() if isinstance(grids, dict) else grids:
-                yield notebook, grid, function
+                yield notebook, grid, what_for

@@ -1,9 +1,12 @@
 """The ablation suite: which runs it is made of, and that each of them can be made."""
 
+import re
+
 import pytest
 import torch
 
 from simpool_lite import create_model
+from simpool_lite.store import recorded_results
 from simpool_lite.suite import (
     NOTEBOOKS,
     Setting,
@@ -111,4 +114,12 @@ def test_every_method_is_searched_with_the_same_budget():
 def test_runs_are_counted_once():
     every = {key for notebook in NOTEBOOKS for key in configs(notebook, Setting())}
     table = runs_table()
-    assert table[table.notebook != ""].runs.sum() == len(every)
+    assert table[table.notebook != "all"].runs.sum() == len(every)
+
+
+def test_the_table_of_runs_is_in_the_repository():
+    text = (recorded_results() / "README.md").read_text()
+    rows = re.findall(r"^\| `([a-z-]+)` \| (\w+) \| `(\w+)` \| (\d+) \| (.*) \|$", text, re.M)
+    table = runs_table()[["experiment", "notebook", "backbone", "runs", "what for"]].astype(str)
+    assert rows == [tuple(row) for row in table.itertuples(index=False)]
+    assert f"{runs_table().runs.sum()} runs" in text
