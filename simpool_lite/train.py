@@ -224,9 +224,8 @@ def _accelerator(device: str) -> Iterator[Accelerator]:
             )
         yield accelerator
     finally:
-        # Accelerate keeps its device and precision for the life of the process, and with them the last model.
-        # The next run in this process may want others, and notebook_launcher wants none.
-        accelerator.free_memory()
+        # Accelerate keeps its device and precision for the life of the process. The next run in this process may
+        # want others, and notebook_launcher wants none.
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
 

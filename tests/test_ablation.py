@@ -1,5 +1,6 @@
 """Grids: what is left when processes are killed, runs fail, a cluster or several processes compute."""
 
+import gc
 import json
 import os
 import random
@@ -24,9 +25,10 @@ from simpool_lite.ablation import Grid, run, summary
 from simpool_lite.config import RunConfig
 from simpool_lite.device import cuda_devices
 from simpool_lite.store import COLUMNS, Store, make_record
-from simpool_lite.train import _batch_size, main, train, train_and_record
+from simpool_lite.train import _batch_size, main, train
+from simpool_lite.workers import compute
 
-TINY = {"backbone": "vit_micro", "epochs": 1, "data_options": {"num_images": 64}}
+TINY = {"backbone": "vit_micro", "epochs": 1, "batch_size": 16, "data_options": {"num_images": 32}}
 GRID = Grid(
     "test",
     TINY,
@@ -144,7 +146,7 @@ def test_a_grid_killed_at_ten_random_moments_and_restarted(undisturbed, tmp_path
     themselves. Three of the moments lie in the grid's start, seven among its runs.
     """
     moments = random.Random(0)
-    one_run = undisturbed[1].seconds.median()
+    half_a_run = undisturbed[1].seconds.median() / 2  # more would let ten grids finish before the tenth kill
     for kill in range(10):
         before = record_files(tmp_path)
         command = [sys.executable, "-c", grid_script(GRID, tmp_path, workers=2 if kill in (4, 5) else 1)]
@@ -154,7 +156,7 @@ def test_a_grid_killed_at_ten_random_moments_and_restarted(undisturbed, tmp_path
             time.sleep(moments.uniform(0, 6))
         else:
             wait_until(lambda: grid.poll() is not None or len(record_files(tmp_path)) > len(before))  # noqa: B023
-            time.sleep(moments.uniform(0, one_run))
+            time.sleep(moments.uniform(0, half_a_run))
         assert grid.poll() is None, f"the grid ended before it was killed: {grid.stderr.read()}"
         (os.killpg if kill % 2 else os.kill)(grid.pid, signal.SIGKILL)
         grid.communicate(timeout=DEADLINE)
@@ -162,7 +164,7 @@ def test_a_grid_killed_at_ten_random_moments_and_restarted(undisturbed, tmp_path
     store = Store(tmp_path)
     finished = record_files(tmp_path)
     assert 7 <= len(finished) < 21 and len(store.records()) == len(finished)  # no temporary file among them
-    table = run(GRID, store, workers=2, device="cpu", progress=False)
+    table = run(GRID, store, workers=1, device="cpu", progress=False)
     assert finished.items() <= record_files(tmp_path).items()
     assert_same_results(store, table, undisturbed)
 
@@ -265,18 +267,19 @@ def test_a_dask_cluster_loses_nothing_when_a_worker_is_killed(undisturbed, tmp_p
         distributed.Client(cluster) as client,
     ):
         with killing_a_worker(client, tmp_path):
-            table = run(replace(GRID, seeds=3), store, client=client, device="cpu", progress=False)
+            table = run(replace(GRID, seeds=2), store, client=client, device="cpu", progress=False)
         assert_same_results(store, table, undisturbed)
 
         client.wait_for_workers(2)
+        others = replace(GRID, seeds=(2, 3))
         cluster.scheduler.allowed_failures = 0  # dask gives a task up when the first worker dies of it
         with killing_a_worker(client, tmp_path):
-            table = run(replace(GRID, seeds=(3, 4, 5)), store, client=client, device="cpu", progress=False)
+            table = run(others, store, client=client, device="cpu", progress=False)
         assert table.reason.str.startswith("its process died on 1 dask workers, probably out of memory").any()
 
         cluster.scheduler.allowed_failures = 3
-        grid = replace(GRID, seeds=6)
-        table = run(grid, store, client=client, device="cpu", retry_failed=True, progress=False)
+        run(others, store, client=client, device="cpu", retry_failed=True, progress=False)
+        table = run(replace(GRID, seeds=4), store, client=client, device="cpu", progress=False)
         assert_same_results(store, table, undisturbed)
 
 
@@ -289,35 +292,36 @@ def test_dask_workers_with_threads_are_refused(tmp_path):
     assert Store(tmp_path).records().empty
 
 
+# Four seconds of training to 60 % (chance: 17 %), by a backbone without a batch norm, which would see half batches.
 LEARNABLE = [
-    *("--backbone=convnet_micro", "--pool=gap", "--target=photo", "--epochs=3"),
-    *('--data-options={"num_images": 512}', "--device=cpu", "--no-progress"),
+    *("--backbone=vit_tiny_patch16_224", '--model-options={"depth": 2}', "--pool=simpool", "--target=photo"),
+    *("--epochs=3", '--data-options={"num_images": 512}', "--learning-rate=1e-3", "--device=cpu", "--no-progress"),
 ]
 
 
 @pytest.mark.slow
 def test_two_processes_train_one_model(tmp_path, capsys):
-    """Launched by accelerate, over gloo: one record, as accurate as that of one process."""
+    """Launched by accelerate, over gloo: one record, and the figures of one process."""
     # `accelerate launch --cpu` starts one process whatever --num_processes says, so --multi_gpu it is.
     launch = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0"
     precision = "--mixed_precision no --dynamo_backend no --num_cpu_threads_per_process 1"
     command = [sys.executable, "-m", *launch.split(), *precision.split(), "-m", "simpool_lite.train"]
-    together = subprocess.run(
-        [*command, *LEARNABLE, "--store", str(tmp_path / "two")], capture_output=True, text=True, timeout=DEADLINE
-    )
+    command += [*LEARNABLE, "--store", str(tmp_path / "two")]
+    together = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE)
     assert together.returncode == 0, together.stderr
     assert together.stdout.count("top-1") == 1 and ", 2 processes, see" in together.stdout
-    two = Store(tmp_path / "two")
-    assert [len(two.records()), len(two.curves())] == [1, 3] and len(record_files(tmp_path / "two")) == 1
+    assert len(record_files(tmp_path / "two")) == 1
 
     assert main([*LEARNABLE, "--store", str(tmp_path / "one")]) == 0 and ", 1 process, see" in capsys.readouterr().out
-    one = Store(tmp_path / "one")
-    two_row, one_row = two.records().iloc[0], one.records().iloc[0]
-    assert two_row.config_hash == one_row.config_hash and two_row.attention_ap == pytest.approx(one_row.attention_ap)
-    assert two.curves().step.tolist() == one.curves().step.tolist()
-    # Not equal: a batch norm sees half of the batch. One process has 72.9 to 83.0 % over seeds 0 to 7 (standard
-    # deviation 3.3), two have paired differences of ... from it; chance is 17 %.
-    assert two_row.top1 == pytest.approx(one_row.top1, abs=8)
+    one, two = (Store(tmp_path / name) for name in ("one", "two"))
+    [one_record], [two_record] = (store.records().to_dict("records") for store in (one, two))
+    assert one_record["config_hash"] == two_record["config_hash"] and one_record["top1"] > 40
+    # Seeds 0 to 4 of one process give 61.9 to 65.4 %. Two processes, which split each batch, average the gradients and
+    # share out the test images, compute the same as one: seven digits agreed when this was written.
+    assert two_record["top1"] == pytest.approx(one_record["top1"], abs=1)
+    for name in ("loss", "attention_mass", "attention_ap", "attention_entropy"):
+        assert two_record[name] == pytest.approx(one_record[name], rel=0.01)
+    pd.testing.assert_frame_equal(two.curves(), one.curves(), rtol=0.02)
 
 
 def test_a_batch_is_split_evenly():
@@ -357,9 +361,17 @@ def test_command_line_explains_itself(capsys):
     assert re.search(r"--pool-kwargs: expected a JSON object such as .* got 'gamma'", capsys.readouterr().err)
 
 
-def test_a_run_leaves_no_global_state(tmp_path):
-    """Accelerate's singletons end with a run, whether it succeeds or not: the next may want another device."""
-    for rate in (1e-3, 1e30):
-        train_and_record(RunConfig(**TINY, pool="gap", learning_rate=rate), tmp_path, device="cpu", progress=False)
-        assert not accelerate.state.is_initialized()
-    assert Store(tmp_path).records().status.tolist().count("failed") == 1
+@pytest.mark.parametrize("rate", [1e-3, 1e30], ids=["ok", "failed"])
+def test_a_run_leaves_nothing_behind(tmp_path, monkeypatch, rate):
+    """Not its model, for which the next run may need the memory; not accelerate's state, which has a device."""
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # compute() is made for a process of its own
+
+    def parameters() -> int:
+        gc.collect()
+        return sum(type(thing) is torch.nn.Parameter for thing in gc.get_objects())
+
+    before = parameters()
+    config = RunConfig(**TINY, pool="gap", learning_rate=rate)
+    compute({"config": config, "store_folder": tmp_path, "device": "cpu"})
+    assert parameters() == before and not accelerate.state.is_initialized()
+    assert Store(tmp_path).records().status.tolist() == ["ok" if rate < 1 else "failed"]
