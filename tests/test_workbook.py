@@ -288,7 +288,15 @@ def test_interrupting_keeps_what_is_there(tmp_path):
     save(tmp_path / "n" / "0-a.ipynb", text("# A"), code("print('before')"), code(sleep))
     save(tmp_path / "n" / "1-b.ipynb", text("# B"))
     command = [sys.executable, "-m", "simpool_lite", "run", "--notebooks", str(tmp_path / "n")]
-    process = subprocess.Popen(command, cwd=tmp_path / "n", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path / "n",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # What a shell starts in the background ignores Ctrl-C, and so would this process.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while not (tmp_path / "n" / "started").exists() and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
