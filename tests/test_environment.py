@@ -86,7 +86,9 @@ def imported_packages(folder: str) -> set[str]:
     return {canonicalize_name(package) for name in names for package in distributions.get(name, [])}
 
 
-@pytest.mark.parametrize(("folder", "extras"), [("simpool_lite", ["notebooks", "cluster"]), ("tests", ["notebooks", "dev"])])
+@pytest.mark.parametrize(
+    ("folder", "extras"), [("simpool_lite", ["notebooks", "cluster"]), ("tests", ["notebooks", "dev"])]
+)
 def test_every_import_is_required(folder, extras):
     lines = chain(PROJECT["dependencies"], *(PROJECT["optional-dependencies"][extra] for extra in extras))
     required = {canonicalize_name(Requirement(line).name) for line in lines}
