@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator
 from torch import Tensor
 
-from .stats import CONFIDENCE, compare, summarise
+from .stats import compare, summarise, told_apart
 
 _BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _BROWN, _PINK, _GREY, _YELLOW, _CYAN = sns.color_palette("colorblind", 10)
 
@@ -118,8 +118,7 @@ def comparison(table: pd.DataFrame, title: str, label: str, *, number: str = "{:
     figure, axis = plt.subplots(figsize=(8, 1.6 + 0.34 * len(table)), layout="constrained")
     y = np.arange(len(table))
     colours = [colour_of(variant) for variant in table.index]
-    told_apart = table["p_holm"] < 1 - CONFIDENCE
-    filling = [colour if filled else "white" for colour, filled in zip(colours, told_apart, strict=True)]
+    filling = [colour if apart else "white" for colour, apart in zip(colours, told_apart(table), strict=True)]
     axis.axvline(0, color="black", linewidth=1)
     axis.hlines(y, table["diff_low"], table["diff_high"], colors=colours, linewidth=2.5)
     axis.scatter(table["difference"], y, s=70, c=filling, edgecolors=colours, linewidths=2, zorder=3)
@@ -203,7 +202,7 @@ def heat_map(
 def _not_told_apart(runs: pd.DataFrame, metric: str, best: str) -> pd.Index:
     """The variants, the best included, that the seeds do not tell apart from the best."""
     table = compare(runs, best, metric)
-    return table.index[table["mean"].notna() & ~(table["p_holm"] < 1 - CONFIDENCE)]
+    return table.index[table["mean"].notna() & ~told_apart(table)]
 
 
 def trade_off(

@@ -109,6 +109,63 @@ def compare(
     return table
 
 
+def told_apart(table: pd.DataFrame) -> pd.Series:
+    """Which variants of a table of :func:`compare` the seeds tell apart from the baseline: p < 0.05 after Holm."""
+    return table["p_holm"] < 1 - CONFIDENCE
+
+
+# How a page names the columns of `compare`, in the order in which it shows them.
+_HEADINGS = {"mean": "mean", "low": "95 % low", "high": "95 % high", "failed": "failed runs"}
+_HEADINGS |= {"difference": "difference", "diff_low": "diff. low", "diff_high": "diff. high", "p_holm": "p (Holm)"}
+_HEADINGS |= {"effect_size": "effect size", "published": "paper", "published_difference": "paper's difference"}
+
+
+def readable(table: pd.DataFrame, digits: int = 1) -> pd.DataFrame:
+    """A table of :func:`compare` as a page shows it: named in words and rounded; of failures only if there are any.
+
+    Args:
+        table: one of :func:`compare`.
+        digits: after the point, of the metric and its differences.
+
+    >>> runs = pd.DataFrame({"variant": ["CLS"] * 3 + ["GAP"] * 3, "seed": [0, 1, 2] * 2, "status": "ok"})
+    >>> runs["top1"] = [70.0, 71.0, 73.0, 72.0, 74.0, 77.0]
+    >>> readable(compare(runs, "CLS")).iloc[:, :4]
+             mean  95 % low  95 % high  difference
+    variant
+    CLS      71.3      67.5       75.1         0.0
+    GAP      74.3      68.1       80.6         3.0
+    """
+    table = table if table["failed"].any() else table.drop(columns="failed")
+    shown = [name for name in _HEADINGS if name in table]
+    decimals = dict.fromkeys(shown, digits) | {"p_holm": 3, "effect_size": 1, "failed": 0}
+    return table[shown].round(decimals).rename(columns=_HEADINGS)
+
+
+def in_words(table: pd.DataFrame, baseline: str, unit: str = "points", number: str = ".1f") -> str:
+    """A table of :func:`compare` as sentences, a line a variant.
+
+    Args:
+        table: one of :func:`compare`.
+        baseline: the variant that the others were compared with.
+        unit: of the metric.
+        number: how to print it.
+
+    >>> runs = pd.DataFrame({"variant": ["CLS"] * 3 + ["GAP"] * 3, "seed": [0, 1, 2] * 2, "status": "ok"})
+    >>> runs["top1"] = [70.0, 71.0, 73.0, 72.0, 74.0, 77.0]
+    >>> print(in_words(compare(runs, "CLS"), "CLS"))
+    GAP  +3.0 points [+0.5, +5.5], p = 0.035: told apart from CLS
+    """
+    others = table.drop(index=baseline)
+    width = max((len(str(name)) for name in others.index), default=0)
+    lines = []
+    for (name, row), apart in zip(others.iterrows(), told_apart(others), strict=True):
+        line = f"{name:{width}s}  {row['difference']:+{number}} {unit}".rstrip()
+        if not math.isnan(row["p_holm"]):
+            line += f" [{row['diff_low']:+{number}}, {row['diff_high']:+{number}}], p = {row['p_holm']:.2g}"
+        lines.append(f"{line}: {'' if apart else 'not '}told apart from {baseline}")
+    return "\n".join(lines)
+
+
 def order_agreement(runs: pd.DataFrame, published: dict[str, float], metric: str = "top1") -> dict[str, float]:
     """Do our variants stand in the paper's order? Kendall's tau-b between our means and the published numbers.
 

@@ -191,9 +191,9 @@ def layer_norm(setting: Setting) -> list[Grid]:
 
 
 def linear(setting: Setting) -> list[Grid]:
-    """Notebook 06: linear maps on none, one, two or all of q, k and v, and one map for q and k."""
+    """Notebook 06: linear maps on none, one, two or all of q, k and v, one map for q and k, and all with LN on all."""
     variants = {"SimPool": {}} | {f"W {s or 'none'}": _simpool(linear=s) for s in ("", "q", "k", "qkv")}
-    variants |= {"W_Q = W_K": _variant(tied=True)}
+    variants |= {"W_Q = W_K": _variant(tied=True), "LN qkv, W qkv": _simpool(norm="qkv", linear="qkv")}
     return setting.grid("linear", "any", variants, smoke=("SimPool", "W_Q = W_K"))
 
 

@@ -12,7 +12,7 @@ from scipy import stats as scipy_stats
 
 from simpool_lite import stats
 from simpool_lite.plots import COLOURS, colour_of, comparison, heat_map, metric_bars, trade_off, training_curves
-from simpool_lite.stats import compare, order_agreement, paired_difference, summarise
+from simpool_lite.stats import compare, in_words, order_agreement, paired_difference, readable, summarise, told_apart
 
 # With three seeds, differences m - 1, m, m + 1 have the standard deviation 1, so t = m sqrt(3) with two degrees of
 # freedom, where the two-sided p value is 1 - t / sqrt(2 + t^2).
@@ -166,6 +166,20 @@ def test_a_metric_that_some_variants_lack():
     assert table.loc["GAP"].drop(["runs", "failed"]).isna().all()
     assert table.loc["CLS", "difference"] == pytest.approx(-0.2 + 0.05 / 3)
     assert compare(runs, "GAP", "attention_mass")["difference"].isna().all()
+
+
+def test_a_table_in_words_says_what_it_holds():
+    runs = make_runs({"base": [70.0, 75.0, 71.0], "+4": [73.0, 79.0, 76.0], "lost": [None, None, None]})
+    runs = pd.concat([runs, make_runs({"same": [71.0, 76.0, 72.0]})])
+    table = compare(runs, "base", published={"base": 57.1, "+4": 56.0})
+    assert told_apart(table).to_dict() == {"base": False, "+4": True, "lost": False, "same": False}
+    lines = in_words(table, "base").splitlines()
+    assert [line[:4] for line in lines] == ["+4  ", "lost", "same"]
+    assert lines[0] == f"+4    +4.0 points [+1.5, +6.5], p = {P_VALUES[4]:.2g}: told apart from base"
+    assert lines[2] == "same  +1.0 points: not told apart from base"  # equal differences have no interval
+    shown = readable(table, digits=2)
+    assert shown.loc["+4", ["difference", "failed runs", "paper's difference"]].tolist() == [4.0, 0, -1.1]
+    assert {"failed runs", "paper"}.isdisjoint(readable(compare(runs[runs.variant != "lost"], "base")))
 
 
 def test_errors_name_what_is_wrong():
