@@ -166,6 +166,42 @@ def in_words(table: pd.DataFrame, baseline: str, unit: str = "points", number: s
     return "\n".join(lines)
 
 
+def trend(runs: pd.DataFrame, levels: dict[str, float], metric: str = "top1") -> dict[str, float]:
+    """Does a metric rise with a factor that has an order? One test for all of its levels, where `compare` has many.
+
+    A line is fitted to the runs of each seed by least squares, and the slopes are what the paired t test is for
+    differences: one number a seed (the method of summary measures, Matthews et al., BMJ 1990).
+
+    Args:
+        runs: one row a run with the columns ``variant``, ``seed``, ``status`` and the metric.
+        levels: the factor's value by variant, such as an exponent or its logarithm; other variants are left out.
+        metric: the column that may rise.
+
+    Returns:
+        ``slope`` (mean over seeds, of the metric by a step of one in the levels), ``low`` and ``high`` (its 95 % t
+        interval), ``p_value`` and ``seeds``, how many have finished at two levels or more. With fewer than two the
+        interval is NaN, and without any the slope is.
+
+    Raises:
+        ValueError: there is no such metric, or a variant has a seed twice.
+
+    >>> runs = pd.DataFrame({"variant": ["k = 1", "k = 2", "k = 4"] * 3, "seed": [0] * 3 + [1] * 3 + [2] * 3})
+    >>> runs["top1"] = [60.0, 61.0, 62.0, 60.0, 62.0, 64.0, 50.0, 53.0, 56.0]
+    >>> found = trend(runs.assign(status="ok"), {"k = 1": 0, "k = 2": 1, "k = 4": 2})
+    >>> {name: round(value, 2) for name, value in found.items()}
+    {'slope': 2.0, 'low': -0.48, 'high': 4.48, 'p_value': 0.07, 'seeds': 3}
+    """
+    table = _by_seed(runs, metric)
+    slopes = []
+    for _, row in table[[name for name in table if name in levels]].iterrows():
+        finished = row.dropna()
+        if len(finished) > 1:
+            slopes.append(stats.linregress([levels[name] for name in finished.index], finished).slope)
+    found = _paired(pd.Series(slopes, dtype=float), pd.Series(0.0, range(len(slopes))))
+    names = {"difference": "slope", "low": "low", "high": "high", "p_value": "p_value", "pairs": "seeds"}
+    return {ours: np.asarray(found[theirs]).item() for theirs, ours in names.items()}
+
+
 def order_agreement(runs: pd.DataFrame, published: dict[str, float], metric: str = "top1") -> dict[str, float]:
     """Do our variants stand in the paper's order? Kendall's tau-b between our means and the published numbers.
 

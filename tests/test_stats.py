@@ -12,7 +12,16 @@ from scipy import stats as scipy_stats
 
 from simpool_lite import stats
 from simpool_lite.plots import COLOURS, colour_of, comparison, heat_map, metric_bars, trade_off, training_curves
-from simpool_lite.stats import compare, in_words, order_agreement, paired_difference, readable, summarise, told_apart
+from simpool_lite.stats import (
+    compare,
+    in_words,
+    order_agreement,
+    paired_difference,
+    readable,
+    summarise,
+    told_apart,
+    trend,
+)
 
 # With three seeds, differences m - 1, m, m + 1 have the standard deviation 1, so t = m sqrt(3) with two degrees of
 # freedom, where the two-sided p value is 1 - t / sqrt(2 + t^2).
@@ -180,6 +189,20 @@ def test_a_table_in_words_says_what_it_holds():
     shown = readable(table, digits=2)
     assert shown.loc["+4", ["difference", "failed runs", "paper's difference"]].tolist() == [4.0, 0, -1.1]
     assert {"failed runs", "paper"}.isdisjoint(readable(compare(runs[runs.variant != "lost"], "base")))
+
+
+def test_the_trend_is_a_t_test_of_slopes():
+    slopes, level = np.array([1.0, 2.0, 4.0, 3.0]), np.array([0.0, 1.0, 3.0])
+    off_the_line = np.array([2.0, -3.0, 1.0])  # sums to zero, also times the level: no slope
+    tops = {f"g{x:g}": list(70 + slopes * x + e) for x, e in zip(level, off_the_line, strict=True)}
+    runs = make_runs(tops | {"other": [1.0, 2.0, 3.0, 9.0]})
+    found = trend(runs, {f"g{x:g}": x for x in level})
+    test = scipy_stats.ttest_1samp(slopes, 0)
+    low, high = test.confidence_interval(0.95)
+    assert [*found.values()] == pytest.approx([2.5, low, high, test.pvalue, 4])
+    runs.loc[runs.seed == 3, "status"] = "failed"
+    assert trend(runs, {f"g{x:g}": x for x in level})["seeds"] == 3
+    assert math.isnan(trend(runs, {"g0": 0.0})["slope"])  # one level has no slope
 
 
 def test_errors_name_what_is_wrong():
