@@ -118,6 +118,19 @@ def test_models_are_kept_for_the_first_seed(undisturbed):
         store.model_path(configs["SimPool", 1])
 
 
+def test_a_missing_model_is_made_by_doing_its_run_again(undisturbed, tmp_path):
+    store = Store(tmp_path)
+    one = replace(GRID, variants={"SimPool": GRID.variants["SimPool"]}, seeds=2, keep_models=0)
+    without = run(one, store, workers=2, device="cpu", progress=False)
+    assert not any(store.has_model(config) for _, config in one.runs())
+    untouched = record_files(tmp_path)
+    with_model = run(replace(one, keep_models=1), store, workers=1, device="cpu", progress=False)
+    assert [store.has_model(config) for _, config in one.runs()] == [True, False]
+    assert_same_results(store, with_model, undisturbed)
+    changed = [file.stem for file, written in record_files(tmp_path).items() if written != untouched[file]]
+    assert changed == [without.config_hash[0]]
+
+
 def test_what_is_done_is_not_done_again(undisturbed):
     """Neither what succeeded nor what failed."""
     store, table = undisturbed

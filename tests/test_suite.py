@@ -1,15 +1,18 @@
 """The ablation suite: which runs it is made of, and that each of them can be made."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 
 from simpool_lite import create_model
-from simpool_lite.store import recorded_results
+from simpool_lite.ablation import run
+from simpool_lite.store import Store, recorded_results
 from simpool_lite.suite import (
     NOTEBOOKS,
     Setting,
+    exponent,
     learning_rate_search,
     norm_order,
     runs_table,
@@ -93,6 +96,17 @@ def test_data_of_the_readers():
 def test_unknown_profile():
     with pytest.raises(ValueError, match="profile: expected one of smoke, laptop, gpu, got 'fast'"):
         Setting("fast")
+
+
+@pytest.mark.slow
+def test_a_recorded_run_can_be_repeated(tmp_path):
+    """The default of the whole suite, five epochs: half a minute."""
+    (grid,) = exponent(Setting())
+    one = replace(grid, variants={"SimPool": grid.variants["SimPool"]}, seeds=1)
+    again = run(one, Store(tmp_path), workers=1, device="cpu", progress=False)
+    recorded = Store(recorded_results()).records().set_index("config_hash").loc[again.config_hash[0]]
+    assert again.status[0] == recorded.status == "ok"
+    assert abs(again.top1[0] - recorded.top1) <= 2
 
 
 def test_search_seeds_are_not_reported():
