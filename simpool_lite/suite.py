@@ -21,7 +21,7 @@ GPU_BACKBONES = {"convnet": "resnet18", "transformer": "vit_small_patch16_224"}
 EPOCHS = {"convnet_micro": 5, "vit_micro": 10}
 SEARCH_EPOCHS = {"convnet_micro": 4, "vit_micro": 7}
 SEARCH_SEED = 100  # never reported
-SEARCHED_RATES = {"convnet_micro": (1e-3, 2e-3, 4e-3, 8e-3), "vit_micro": (5e-4, 1e-3, 2e-3)}
+SEARCHED_RATES = {"convnet_micro": (1e-3, 2e-3, 4e-3, 8e-3, 16e-3), "vit_micro": (5e-4, 1e-3, 2e-3)}
 
 IMAGES = {"size": 40, "object_size": (17, 28)}  # photo-digits at five sixths of its size
 SMOKE_IMAGES = {"num_images": 96}
