@@ -4,8 +4,9 @@ Factors are varied one at a time around SimPool as published, on images and sche
 of runs on a laptop. Runs that two grids share are computed once.
 """
 
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Literal
 
@@ -20,7 +21,7 @@ BACKBONES = {"convnet": "convnet_micro", "transformer": "vit_micro"}
 GPU_BACKBONES = {"convnet": "resnet18", "transformer": "vit_small_patch16_224"}
 EPOCHS = {"convnet_micro": 5, "vit_micro": 10}
 SEARCH_EPOCHS = {"convnet_micro": 4, "vit_micro": 7}
-SEARCH_SEED = 100  # never reported
+SEARCH_SEEDS = (100, 101)  # never reported
 SEARCHED_RATES = {"convnet_micro": (1e-3, 2e-3, 4e-3, 8e-3, 16e-3), "vit_micro": (5e-4, 1e-3, 2e-3)}
 
 IMAGES = {"size": 40, "object_size": (17, 28)}  # photo-digits at five sixths of its size
@@ -252,7 +253,7 @@ def vectors(setting: Setting) -> list[Grid]:
 
 
 def learning_rate_search(kind: Kind) -> Grid:
-    """The search behind :data:`LEARNING_RATES`: every method with the same short budget, on a seed of its own."""
+    """The search behind :data:`LEARNING_RATES`, first round: every method at the same rates, on a seed of its own."""
     backbone, methods = BACKBONES[kind], METHODS if kind == "convnet" else CLS | WINNERS
     variants = {
         f"{name} {rate:g}": changes | {"learning_rate": rate}
@@ -260,7 +261,31 @@ def learning_rate_search(kind: Kind) -> Grid:
         for rate in SEARCHED_RATES[backbone]
     }
     base = Setting()._base(backbone, {}) | {"epochs": SEARCH_EPOCHS[backbone]}
-    return Grid("suite-learning-rates", base, variants, seeds=(SEARCH_SEED,))
+    return Grid("suite-learning-rates", base, variants, seeds=SEARCH_SEEDS[:1])
+
+
+def learning_rate_playoff(kind: Kind, first_round: pd.DataFrame) -> Grid:
+    """The second round: the two best rates of every method once more, on another seed.
+
+    A rate at which training sometimes fails to take off can win one seed by luck.
+
+    Args:
+        kind: of the backbone.
+        first_round: the records of :func:`learning_rate_search`.
+    """
+    grid = learning_rate_search(kind)
+    first_round = first_round[first_round.variant.isin(grid.variants) & (first_round.backbone == grid.base["backbone"])]
+    best = first_round.sort_values("top1", ascending=False, kind="stable").groupby("pool").head(2).variant
+    variants = {name: changes for name, changes in grid.variants.items() if name in set(best)}
+    return replace(grid, variants=variants, seeds=SEARCH_SEEDS[1:])
+
+
+def best_learning_rates(runs: pd.DataFrame) -> dict[tuple[str, str], float]:
+    """The rates with the highest mean accuracy over both rounds' seeds, by backbone and method."""
+    rate = runs.config.map(lambda config: json.loads(config)["learning_rate"])
+    means = runs.assign(rate=rate).groupby(["backbone", "pool", "rate"]).top1.agg(["mean", "count"])
+    twice = means[means["count"] == len(SEARCH_SEEDS)]["mean"]
+    return {(backbone, pool): rate for backbone, pool, rate in twice.groupby(["backbone", "pool"]).idxmax()}
 
 
 def _simpool(**pool_kwargs: object) -> dict:
