@@ -118,7 +118,7 @@ def test_models_are_kept_for_the_first_seed(undisturbed):
         store.model_path(configs["SimPool", 1])
 
 
-def test_a_missing_model_is_made_by_doing_its_run_again(undisturbed, tmp_path):
+def test_a_missing_model_is_made_by_doing_its_run_again(tmp_path):
     store = Store(tmp_path)
     one = replace(GRID, variants={"SimPool": GRID.variants["SimPool"]}, seeds=2, keep_models=0)
     without = run(one, store, workers=2, device="cpu", progress=False)
@@ -126,7 +126,7 @@ def test_a_missing_model_is_made_by_doing_its_run_again(undisturbed, tmp_path):
     untouched = record_files(tmp_path)
     with_model = run(replace(one, keep_models=1), store, workers=1, device="cpu", progress=False)
     assert [store.has_model(config) for _, config in one.runs()] == [True, False]
-    assert_same_results(store, with_model, undisturbed)
+    pd.testing.assert_frame_equal(with_model.drop(columns=OF_THE_MACHINE), without.drop(columns=OF_THE_MACHINE))
     changed = [file.stem for file, written in record_files(tmp_path).items() if written != untouched[file]]
     assert changed == [without.config_hash[0]]
 
