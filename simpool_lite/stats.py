@@ -198,8 +198,8 @@ def trend(runs: pd.DataFrame, levels: dict[str, float], metric: str = "top1") ->
         if len(finished) > 1:
             slopes.append(stats.linregress([levels[name] for name in finished.index], finished).slope)
     found = _paired(pd.Series(slopes, dtype=float), pd.Series(0.0, range(len(slopes))))
-    names = {"difference": "slope", "low": "low", "high": "high", "p_value": "p_value", "pairs": "seeds"}
-    return {ours: np.asarray(found[theirs]).item() for theirs, ours in names.items()}
+    names = {"difference": "slope", "low": "low", "high": "high", "p_value": "p_value"}
+    return {ours: float(found[theirs]) for theirs, ours in names.items()} | {"seeds": found["pairs"]}
 
 
 def order_agreement(runs: pd.DataFrame, published: dict[str, float], metric: str = "top1") -> dict[str, float]:

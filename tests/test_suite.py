@@ -10,9 +10,13 @@ from simpool_lite import create_model
 from simpool_lite.ablation import run
 from simpool_lite.store import Store, recorded_results
 from simpool_lite.suite import (
+    LEARNING_RATES,
     NOTEBOOKS,
+    SEARCH_SEEDS,
     Setting,
+    best_learning_rates,
     exponent,
+    learning_rate_playoff,
     learning_rate_search,
     norm_order,
     runs_table,
@@ -112,7 +116,7 @@ def test_a_recorded_run_can_be_repeated(tmp_path):
 def test_search_seeds_are_not_reported():
     searched = {config.seed for kind in ("convnet", "transformer") for _, config in learning_rate_search(kind).runs()}
     reported = {config.seed for notebook in NOTEBOOKS for config in configs(notebook, Setting()).values()}
-    assert not searched & reported
+    assert not (searched | set(SEARCH_SEEDS)) & reported
 
 
 def test_every_method_is_searched_with_the_same_budget():
@@ -123,6 +127,18 @@ def test_every_method_is_searched_with_the_same_budget():
         assert len({tuple(tries) for tries in tried.values()}) == 1
         (tournament_grid,) = (g for g in tournament(Setting()) if g.base["backbone"] == grid.base["backbone"])
         assert {changes["pool"] for changes in tournament_grid.variants.values()} == set(tried), kind
+
+
+def test_the_learning_rates_are_the_best_of_the_recorded_search():
+    records = Store(recorded_results()).records()
+    searched = records[records.experiment == "suite-learning-rates"]
+    best = best_learning_rates(searched)
+    assert LEARNING_RATES and LEARNING_RATES.items() <= best.items()
+    first_round = searched[searched.seed == SEARCH_SEEDS[0]]
+    playoff = learning_rate_playoff("convnet", first_round)
+    top = first_round[(first_round.pool == "gap") & (first_round.backbone == "convnet_micro")].nlargest(2, "top1")
+    assert {name for name in playoff.variants if name.startswith("GAP ")} == set(top.variant)
+    assert playoff.seeds == SEARCH_SEEDS[1:]
 
 
 def test_runs_are_counted_once():
