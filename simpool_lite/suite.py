@@ -22,7 +22,10 @@ GPU_BACKBONES = {"convnet": "resnet18", "transformer": "vit_small_patch16_224"}
 EPOCHS = {"convnet_micro": 5, "vit_micro": 10}
 SEARCH_EPOCHS = {"convnet_micro": 4, "vit_micro": 7}
 SEARCH_SEEDS = (100, 101)  # never reported
-SEARCHED_RATES = {"convnet_micro": (1e-3, 2e-3, 4e-3, 8e-3, 16e-3), "vit_micro": (5e-4, 1e-3, 2e-3)}
+SEARCHED_RATES = {
+    "convnet_micro": (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 16e-3),
+    "vit_micro": (2.5e-4, 5e-4, 1e-3, 2e-3),
+}
 
 IMAGES = {"size": 40, "object_size": (17, 28)}  # photo-digits at five sixths of its size
 SMOKE_IMAGES = {"num_images": 96}
@@ -88,6 +91,11 @@ class Setting:
     def __post_init__(self) -> None:
         if self.profile not in PROFILES:
             raise ValueError(f"profile: expected one of {', '.join(PROFILES)}, got {self.profile!r}")
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the runs in ``data/results`` are of this setting, so that sentences about them can be checked."""
+        return (self.profile, self.dataset, self.backbone) == ("laptop", "photo-digits", None)
 
     def backbones(self) -> dict[str, str]:
         """The ConvNet and the transformer to experiment with, or the one of them that the reader named."""

@@ -10,6 +10,7 @@ from simpool_lite import create_model
 from simpool_lite.ablation import run
 from simpool_lite.store import Store, recorded_results
 from simpool_lite.suite import (
+    BACKBONES,
     LEARNING_RATES,
     NOTEBOOKS,
     SEARCH_SEEDS,
@@ -129,16 +130,35 @@ def test_every_method_is_searched_with_the_same_budget():
         assert {changes["pool"] for changes in tournament_grid.variants.values()} == set(tried), kind
 
 
-def test_the_learning_rates_are_the_best_of_the_recorded_search():
+@pytest.fixture(scope="module")
+def searched():
     records = Store(recorded_results()).records()
-    searched = records[records.experiment == "suite-learning-rates"]
-    best = best_learning_rates(searched)
-    assert LEARNING_RATES and LEARNING_RATES.items() <= best.items()
+    return records[records.experiment == "suite-learning-rates"]
+
+
+def test_the_learning_rates_are_the_best_of_the_recorded_search(searched):
+    assert best_learning_rates(searched) == LEARNING_RATES
+
+
+@pytest.mark.parametrize("kind", ["convnet", "transformer"])
+def test_both_rounds_of_the_search_are_recorded(searched, kind):
     first_round = searched[searched.seed == SEARCH_SEEDS[0]]
-    playoff = learning_rate_playoff("convnet", first_round)
-    top = first_round[(first_round.pool == "gap") & (first_round.backbone == "convnet_micro")].nlargest(2, "top1")
-    assert {name for name in playoff.variants if name.startswith("GAP ")} == set(top.variant)
+    playoff = learning_rate_playoff(kind, first_round)
     assert playoff.seeds == SEARCH_SEEDS[1:]
+    for grid in (learning_rate_search(kind), playoff):
+        assert {config.hash() for _, config in grid.runs()} <= set(searched.config_hash)
+    for pool, tried in first_round[first_round.backbone == BACKBONES[kind]].groupby("pool"):
+        pooled = [name for name, changes in playoff.variants.items() if changes["pool"] == pool]
+        assert set(pooled) == set(tried.nlargest(2, "top1").variant)
+
+
+@pytest.mark.parametrize("kind", ["convnet", "transformer"])
+def test_the_best_rates_lie_inside_the_searched_range(kind):
+    tried = {}
+    for _, config in learning_rate_search(kind).runs():
+        tried.setdefault((config.backbone, config.pool), []).append(config.learning_rate)
+    for method, rates in tried.items():
+        assert min(rates) < LEARNING_RATES[method] < max(rates), method
 
 
 def test_runs_are_counted_once():
