@@ -248,10 +248,11 @@ def similarity(setting: Setting) -> list[Grid]:
 
 
 def attention(setting: Setting) -> list[Grid]:
-    """Notebook 08: from similarity to attention."""
+    """Notebook 08: from similarity to attention, and GAP, which has none."""
     functions = {"other axis": "softmax_over_vectors", "sparsemax": "sparsemax", "sigmoid": "sigmoid"}
     variants = {"SimPool": {}} | {name: _variant(attention=function) for name, function in functions.items()}
-    return setting.grid("attention", "any", variants, smoke=("SimPool", "sparsemax"))
+    variants["GAP"] = METHODS["GAP"]
+    return setting.grid("attention", "any", variants, smoke=("SimPool", "sparsemax", "GAP"))
 
 
 def vectors(setting: Setting) -> list[Grid]:
