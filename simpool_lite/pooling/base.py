@@ -33,6 +33,7 @@ class Pool(nn.Module):
     """
 
     needs_grid = False
+    any_dtype = False  # pool_tokens takes tokens as they come and does without a copy of them in float32
 
     def __init_subclass__(cls, **kwargs) -> None:
         super().__init_subclass__(**kwargs)
@@ -53,9 +54,10 @@ class Pool(nn.Module):
         self.out_dim = dim
 
     def pool_tokens(self, tokens: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor | None]:
-        """Pool ``(B, N, d)`` tokens, at least float32, to z ``(B, out_dim)`` and raw weights ``(B, M, N)``.
+        """Pool ``(B, N, d)`` tokens to z ``(B, out_dim)`` and raw weights ``(B, M, N)``.
 
-        The weights are None for a method that weighs no positions. ``grid`` is ``(H, W)`` when known.
+        Tokens are float32 or float64, or of any dtype where ``any_dtype`` says so. The weights are None for a method
+        that weighs no positions. ``grid`` is ``(H, W)`` when known.
         A subclass that has only a spec is pooled by the framework.
         """
         return generic_pool(tokens, self.spec(), grid, return_attention=True)
@@ -91,7 +93,7 @@ class Pool(nn.Module):
         with _autocast_off(x.device.type):
             # A pooling is one reduction over many positions: half precision would lose the sum
             # (and overflow in a power), so statistics and sums are float32 at least.
-            z, weights = self.pool_tokens(tokens.to(accumulation_dtype(x.dtype)), grid)
+            z, weights = self.pool_tokens(tokens if self.any_dtype else tokens.to(accumulation_dtype(x.dtype)), grid)
         if not return_attention:
             return z.to(x.dtype)
         if weights is None:

@@ -241,13 +241,16 @@ class Slot(_Vectors):
 
     def pool_tokens(self, tokens: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
         slots = self.start(tokens)
-        normed = in_dtype(self.norm_input, tokens)
-        keys, values = in_dtype(self.to_k, normed), in_dtype(self.to_v, normed)
+        normed = in_dtype(self.norm_input, tokens)  # (B, N, d)
+        key_weight, key_bias = (x.to(tokens.dtype) for x in (self.to_k.weight, self.to_k.bias))
         for _ in range(self.iterations):
-            queries = in_dtype(self.to_q, in_dtype(self.norm_slots, slots))
-            attention = (queries @ keys.mT * self.dim**-0.5).softmax(1) + self.EPS  # (B, k, N)
+            # A few queries meet many positions: (W_K x + b) . q = x . (W_K^T q) + b . q, and as an image's weights
+            # have the sum one, sum_i a_i (W_V x_i + b) = W_V (sum_i a_i x_i) + b.
+            queries = in_dtype(self.to_q, in_dtype(self.norm_slots, slots)) * self.dim**-0.5
+            logits = (queries @ key_weight) @ normed.mT + (queries @ key_bias).unsqueeze(-1)
+            attention = logits.softmax(1) + self.EPS  # (B, k, N)
             attention = attention / attention.sum(-1, keepdim=True)
-            slots = self.update(attention @ values, slots)
+            slots = self.update(in_dtype(self.to_v, attention @ normed), slots)
         return reduce_vectors(slots, self.reduce), attention
 
     def spec(self) -> Spec:

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Pool, check_choice, check_heads, register_pool
+from .attend import attend, average
+from .base import Pool, accumulation_dtype, check_choice, check_heads, register_pool
 from .framework import Part, Spec, dot, f_alpha, same, softmax
 
 Init = Literal["gap", "max", "energy", "learned", "random"]
@@ -59,6 +60,8 @@ class SimPool(Pool):
     (torch.Size([2, 384]), torch.Size([2, 1, 196]))
     """
 
+    any_dtype = True
+
     def __init__(
         self,
         dim: int,
@@ -98,19 +101,19 @@ class SimPool(Pool):
         self.beta = nn.Parameter(torch.zeros(1)) if use_beta and gamma is not None else None
 
     def pool_tokens(self, tokens: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
-        normed = self._layer_norm(tokens) if self.norm else tokens
         start = self._start(tokens)  # u0
-        query = self._layer_norm(start) if "q" in self.norm else start
-        keys, values = (normed if letter in self.norm else tokens for letter in "kv")
-
-        attention = (self._logits(_linear(self.wq, query), keys) * self.scale).softmax(-1)  # (B, h, N)
-        values = _linear(self.wv, values)
-        if self.gamma is None:
-            return self._weighted_sum(attention, values), attention
-        gamma = self.gamma.to(tokens.dtype) if isinstance(self.gamma, Tensor) else self.gamma
-        shifted = values - self._minimum(values) + EPS
-        z = self._weighted_sum(attention, shifted.pow(gamma)).pow(1 / gamma)
-        return (z if self.beta is None else z + self.beta.to(z.dtype)), attention
+        query = _linear(self.wq, self._layer_norm(start) if "q" in self.norm else start)
+        query = self._on_keys_side(query) * self.scale  # (B, h, d)
+        if self.gamma is not None:
+            return self._generalised_mean(tokens.to(query.dtype), query)
+        if "k" in self.norm:
+            query = query * self.norm_patches.weight.to(query.dtype)
+        z, attention, _ = attend(
+            tokens, query, norm_keys="k" in self.norm, norm_values="v" in self.norm, eps=EPS
+        )  # fmt: skip
+        if "v" in self.norm:  # sum_i a_i (g * x_i + b) = g * (sum_i a_i x_i) + b
+            z = z * self.norm_patches.weight.to(z.dtype) + self.norm_patches.bias.to(z.dtype)
+        return self._own_slices(z), attention
 
     def spec(self) -> Spec:
         def normed(letter: str, x: Tensor) -> Tensor:
@@ -141,29 +144,47 @@ class SimPool(Pool):
         )
 
     def _start(self, tokens: Tensor) -> Tensor:
-        """u0, ``(B, d)``."""
+        """u0, ``(B, d)``, at least float32."""
+        dtype = accumulation_dtype(tokens.dtype)
         if self.init == "gap":
-            return tokens.mean(1)
+            return average(tokens, dtype)
+        if self.init in ("learned", "random"):
+            return self.query.to(dtype).expand(len(tokens), -1)
+        tokens = tokens.to(dtype)
         if self.init == "max":
             return tokens.amax(1)
-        if self.init == "energy":
-            energy = tokens.square().sum(-1, keepdim=True)
-            # The floor keeps an image of zeros at zero instead of 0 / 0.
-            return (energy * tokens).sum(1) / energy.sum(1).clamp_min(torch.finfo(tokens.dtype).tiny)
-        return self.query.to(tokens.dtype).expand(len(tokens), -1)
+        energy = tokens.square().sum(-1, keepdim=True)
+        # The floor keeps an image of zeros at zero instead of 0 / 0.
+        return (energy * tokens).sum(1) / energy.sum(1).clamp_min(torch.finfo(dtype).tiny)
 
-    def _logits(self, query: Tensor, keys: Tensor) -> Tensor:
-        """(W_K k_i) . q of every head, ``(B, h, N)``, from the query ``(B, d)`` and unprojected keys."""
+    def _on_keys_side(self, query: Tensor) -> Tensor:
+        """W_K^T q of every head, ``(B, h, d)``, which meets the keys as they are: (W_K k) . q = k . (W_K^T q)."""
         query = query.unflatten(-1, (self.num_heads, -1))  # (B, h, d/h)
-        if self.wk is None:
-            return torch.einsum("bhc,bnhc->bhn", query, keys.unflatten(-1, (self.num_heads, -1)))
-        # One query meets N keys, so W_K is cheaper on the query's side: (W_K k) . q = k . (W_K^T q).
+        if self.wk is None:  # each head's query is zero outside of its slice
+            return torch.einsum("bhc,hg->bhgc", query, torch.eye(self.num_heads).to(query)).flatten(2)
         weight = self.wk.weight.to(query.dtype).unflatten(0, (self.num_heads, -1))  # (h, d/h, d)
-        logits = torch.einsum("bhc,hcd->bhd", query, weight) @ keys.mT
-        if self.wk.bias is not None:
-            bias = self.wk.bias.to(query.dtype).unflatten(0, (self.num_heads, -1))
-            logits = logits + (query * bias).sum(-1, keepdim=True)
-        return logits
+        query = torch.einsum("bhc,hcd->bhd", query, weight)
+        # b_K . q is the same for all positions, and softmax drops it; b_K still has a gradient, of zero.
+        return query if self.wk.bias is None else query + 0 * self.wk.bias.to(query.dtype)
+
+    def _own_slices(self, sums: Tensor) -> Tensor:
+        """W_V of what each head has summed, on the head's slice of the channels: ``(B, h, d)`` to ``(B, d)``."""
+        if self.wv is None:
+            return sums.unflatten(-1, (self.num_heads, -1)).diagonal(dim1=1, dim2=2).mT.flatten(1)
+        weight = self.wv.weight.to(sums.dtype).unflatten(0, (self.num_heads, -1))
+        z = torch.einsum("bhd,hcd->bhc", sums, weight).flatten(1)
+        return z if self.wv.bias is None else z + self.wv.bias.to(z.dtype)
+
+    def _generalised_mean(self, tokens: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+        """The powers are those of values, which therefore are needed one by one."""
+        normed = self._layer_norm(tokens) if self.norm else tokens
+        keys, values = (normed if letter in self.norm else tokens for letter in "kv")
+        attention = (query @ keys.mT).softmax(-1)  # (B, h, N)
+        values = _linear(self.wv, values)
+        gamma = self.gamma.to(tokens.dtype) if isinstance(self.gamma, Tensor) else self.gamma
+        powers = (values - self._minimum(values) + EPS).pow(gamma)
+        z = self._weighted_sum(attention, powers).pow(1 / gamma)
+        return (z if self.beta is None else z + self.beta.to(z.dtype)), attention
 
     def _weighted_sum(self, attention: Tensor, values: Tensor) -> Tensor:
         """sum_i a_i v_i, each head on its own slice of the channels, ``(B, d)``."""

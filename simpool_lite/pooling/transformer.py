@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from .attend import attend
 from .base import Pool, check_heads, check_int, in_dtype, register_pool
 from .framework import Part, Spec, dot, same, softmax
 
@@ -37,6 +38,30 @@ class Block(nn.Module):
         queries, keys, values = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (queries, keys, values))
         attention = (queries @ keys.mT * self.scale).softmax(-1)  # (B, m, n, N)
         return self.update((attention @ values).transpose(1, 2).flatten(2), rows), attention
+
+    def look(self, token: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for one row: it attends to itself and to positions, of which none is projected.
+
+        Takes the row ``(B, 1, d)`` and positions ``(B, N, d)``; returns the new row and its attention to the
+        positions alone, ``(B, m, N)``.
+        """
+        scale, shift = self.norm1.weight.to(token.dtype), self.norm1.bias.to(token.dtype)  # of the LayerNorm
+        own = in_dtype(self.norm1, token)  # (B, 1, d), key and value of the row itself
+        query = in_dtype(self.q, own).unflatten(-1, (self.num_heads, -1)) * self.scale  # (B, 1, m, d/m)
+        on_keys_side = torch.einsum("bnmc,mcd->bmd", query, self._of_heads(self.k, token.dtype))  # W_K^T q
+        sums, attention, lse = attend(positions, on_keys_side * scale, norm_keys=True, norm_values=True, eps=EPS)
+        # Softmax over all is that over the positions and that of one logit against them together. What all keys have
+        # in common, b_K, does not show.
+        ahead = lse + on_keys_side @ shift - (on_keys_side * own).sum(-1)
+        share = ahead.sigmoid().unsqueeze(-1)  # (B, m, 1), what the positions get
+        values = share * (sums * scale + shift) + (1 - share) * own
+        attended = torch.einsum("bmd,mcd->bmc", values, self._of_heads(self.v, token.dtype)).flatten(1)
+        attended = attended + self.v.bias.to(attended.dtype) + 0 * self.k.bias.to(attended.dtype)  # a gradient of 0
+        return self.update(attended.unsqueeze(1), token), attention
+
+    def _of_heads(self, layer: nn.Linear, dtype: torch.dtype) -> Tensor:
+        """The layer's weight, ``(m, d/m, d)``."""
+        return layer.weight.to(dtype).unflatten(0, (self.num_heads, -1))
 
     def update(self, attended: Tensor, rows: Tensor) -> Tensor:
         """What follows the attention: both residuals."""
@@ -121,8 +146,8 @@ class ViT(_ClassToken):
         sequence = torch.cat([self.start(tokens), tokens], 1)
         for block in self.blocks[:-1]:
             sequence, _ = block(sequence, sequence)
-        token, attention = self.blocks[-1](sequence[:, :1], sequence)
-        return in_dtype(self.norm, token.squeeze(1)), attention[:, :, 0, 1:]
+        token, attention = self.blocks[-1].look(sequence[:, :1], sequence[:, 1:])
+        return in_dtype(self.norm, token.squeeze(1)), attention
 
     def _phi_x(self) -> Part:
         def phi_x(X: Tensor, U: Tensor, t: int) -> Tensor:
@@ -172,8 +197,8 @@ class CaiT(_ClassToken):
     def pool_tokens(self, tokens: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
         token = self.start(tokens)
         for block in self.blocks:
-            token, attention = block(token, torch.cat([token, tokens], 1))
-        return in_dtype(self.norm, token.squeeze(1)), attention[:, :, 0, 1:]
+            token, attention = block.look(token, tokens)
+        return in_dtype(self.norm, token.squeeze(1)), attention
 
     def _phi_x(self) -> Part:
         return Part("X", same)
