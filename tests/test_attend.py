@@ -43,6 +43,17 @@ def test_values_and_derivatives(two_images_a_part, norms, queries):
     assert gradgradcheck(lambda *x: attend(*x, **norms), inputs)
 
 
+@pytest.mark.parametrize("queries", (1, 3))
+@pytest.mark.parametrize("norms", NORMS, ids=str)
+def test_what_is_compiled_is_the_same(norms, queries):
+    """The steps that the compiler is given, without the compiler's own."""
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda *x: attend(*x, **norms), backend="aot_eager", fullgraph=True)
+    inputs = (*small(queries),)
+    torch.testing.assert_close(compiled(*inputs), formula(*inputs, **norms))
+    assert gradcheck(compiled, inputs)
+
+
 def test_only_wanted_gradients_are_computed(two_images_a_part):
     tokens, queries = small()
     sums, _, _ = attend(tokens.detach(), queries, **NORMS[3])
@@ -94,9 +105,10 @@ def test_no_more_digits_are_lost_than_by_the_formula(name, dtype):
     exact = outcome(formula, tokens.double(), queries.double())
     plain = outcome(lambda x, w: formula(x.float(), w), tokens, queries)
     ours = outcome(lambda x, w: attend(x, w, norm_keys=True, norm_values=True), tokens, queries)
-    for what, z, by_formula, by_us in zip(("z", "d tokens", "d queries"), exact, plain, ours, strict=True):
-        of_formula, of_ours = ((x - z).abs().max() for x in (by_formula, by_us))
-        assert of_ours <= 4 * of_formula + 1e-6 * z.abs().max(), (what, of_ours / of_formula)
+    compiled = outcome(lambda x, w: module._Fusible.apply(x, w, True, True, 1e-6), tokens, queries)
+    for what, z, by_formula, *by_us in zip(("z", "d tokens", "d queries"), exact, plain, ours, compiled, strict=True):
+        of_formula, *of_ours = ((x - z).abs().max() for x in (by_formula, *by_us))
+        assert max(of_ours) <= 4 * of_formula + 1e-6 * z.abs().max(), (what, of_ours, of_formula)
 
 
 @pytest.mark.parametrize("linear", ("qk", "qkv"))

@@ -42,8 +42,8 @@ def attend(
     Derivatives of any order are right. The first needs no memory of the positions' size but for their own
     gradient; higher ones are those of the plain formula.
     """
-    if torch.compiler.is_compiling():  # the compiler fuses the formula by itself, forward and backward
-        return _formula(tokens, queries, norm_keys, norm_values, eps)
+    if torch.compiler.is_compiling():
+        return _Fusible.apply(tokens, queries, norm_keys, norm_values, eps)
     return _Attend.apply(tokens, queries, norm_keys, norm_values, eps)
 
 
@@ -115,6 +115,56 @@ class _Attend(torch.autograd.Function):
             else:
                 d_x.copy_(torch.bmm(share, row))
         return d_tokens if to_tokens else None, d_queries, None, None, None
+
+
+class _Fusible(torch.autograd.Function):
+    """`_Attend` for `torch.compile`: whole, and of steps that it fuses, so that X is read but no copy of it written."""
+
+    @staticmethod
+    def forward(ctx, tokens, queries, norm_keys, norm_values, eps):
+        x = tokens.to(queries.dtype)
+        mean, rstd = x.mean(-1, keepdim=True), None
+        if norm_keys or norm_values:
+            rstd = ((x - mean).square().mean(-1, keepdim=True) + eps).rsqrt().mT
+        logits = _dots(queries, x - mean) * rstd if norm_keys else _dots(queries, x)
+        weights = logits.softmax(-1)
+        ctx.norm = norm_keys, norm_values
+        ctx.save_for_backward(tokens, queries, logits, weights, mean, rstd)
+        sums = _sums(weights * rstd, x - mean) if norm_values else _sums(weights, x)
+        return sums, weights, logits.logsumexp(-1)
+
+    @staticmethod
+    def backward(ctx, d_sums, d_weights, d_lse):
+        tokens, queries, logits, weights, mean, rstd = ctx.saved_tensors
+        norm_keys, norm_values = ctx.norm
+        x = tokens.to(queries.dtype)
+        agreement = _dots(d_sums, x - mean) * rstd if norm_values else _dots(d_sums, x)
+        d_weights = agreement + d_weights
+        d_logits = weights * (d_weights - (weights * d_weights).sum(-1, keepdim=True) + d_lse.unsqueeze(-1))
+        as_value = weights * rstd if norm_values else weights
+        as_key = d_logits * rstd if norm_keys else d_logits
+        d_queries = _sums(as_key, x - mean if norm_keys else x)
+        d_tokens = _rows(as_value, _centred(d_sums) if norm_values else d_sums)
+        d_tokens = d_tokens + _rows(as_key, _centred(queries) if norm_keys else queries)
+        if norm_keys or norm_values:
+            along = (agreement * as_value if norm_values else 0) + (logits * as_key if norm_keys else 0)
+            d_tokens = d_tokens - (along.sum(1, keepdim=True) * rstd / x.shape[-1]).mT * (x - mean)
+        return d_tokens.to(tokens.dtype), d_queries, None, None, None
+
+
+def _dots(queries: Tensor, x: Tensor) -> Tensor:
+    """``queries @ x.mT``, which the compiler fuses with what x is computed from."""
+    return (queries.unsqueeze(2) * x.unsqueeze(1)).sum(-1)
+
+
+def _sums(weights: Tensor, x: Tensor) -> Tensor:
+    """``weights @ x``, likewise."""
+    return (weights.unsqueeze(3) * x.unsqueeze(1)).sum(2)
+
+
+def _rows(weights: Tensor, rows: Tensor) -> Tensor:
+    """``weights.mT @ rows``, likewise."""
+    return (weights.unsqueeze(3) * rows.unsqueeze(2)).sum(1)
 
 
 def average(tokens: Tensor, dtype: torch.dtype) -> Tensor:
