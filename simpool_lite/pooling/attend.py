@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # How much of the positions a CPU centres at a time, in bytes of float32: what its cache holds.
-CHUNK_BYTES = 2**22
+CHUNK_BYTES = 6 * 2**20
 
 
 def attend(

@@ -1,0 +1,33 @@
+"""Measure what poolings cost, print the tables and write them as Parquet. Nothing else should run meanwhile.
+
+python -m benchmarks
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from simpool_lite.device import resolve_device
+
+from . import heads, networks, poolings
+from .measure import save
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("--turns", type=int, default=15, help="how often each is measured (%(default)s)")
+    parser.add_argument("--only", choices=("poolings", "heads", "networks"), help="one of the three parts")
+    parser.add_argument("--device", default="auto", help="cuda, cpu or auto (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("build/benchmarks"), help="folder (%(default)s)")
+    options = parser.parse_args()
+    device = resolve_device(options.device)
+    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads, {options.turns} turns")
+    for part in (poolings, heads, networks):
+        name = part.__name__.rsplit(".", 1)[-1]
+        if options.only in (None, name):
+            save(part.measure(options.turns, device), options.out, name)
+
+
+if __name__ == "__main__":
+    main()
