@@ -56,7 +56,24 @@ WINNERS = {name: METHODS[name] for name in ("GAP", "GE", "Slot", "CaiT", "SimPoo
 UNIVERSAL = {name: METHODS[name] for name in ("GAP", "max", "GeM", "CaiT", "SimPool")}
 
 # The best of `learning_rate_search`, whose runs are recorded beside the results.
-LEARNING_RATES: dict[tuple[str, str], float] = {("convnet_micro", "gap"): 8e-3, ("convnet_micro", "simpool"): 2e-3}
+LEARNING_RATES: dict[str, dict[str, float]] = {
+    "convnet_micro": {
+        "gap": 4e-3,
+        "max": 16e-3,
+        "gem": 4e-3,
+        "lse": 4e-3,
+        "how": 5e-4,
+        "kmeans": 4e-3,
+        "otk": 8e-3,
+        "slot": 5e-4,
+        "se": 8e-3,
+        "cbam": 1e-3,
+        "ge": 8e-3,
+        "vit": 2e-3,
+        "cait": 5e-4,
+        "simpool": 2e-3,
+    },
+}
 
 CONDITIONS = {
     "default": {},
@@ -151,7 +168,7 @@ class Setting:
 
 def _with_learning_rate(backbone: str, changes: dict) -> dict:
     method = "simpool" if changes["pool"] == "simpool_variant" else changes["pool"]
-    return changes | {"learning_rate": LEARNING_RATES.get((backbone, method), OTHER_LEARNING_RATE)}
+    return changes | {"learning_rate": LEARNING_RATES.get(backbone, {}).get(method, OTHER_LEARNING_RATE)}
 
 
 def tournament(setting: Setting) -> list[Grid]:
@@ -294,10 +311,11 @@ def learning_rate_playoff(kind: Kind, first_round: pd.DataFrame) -> Grid:
     )
 
 
-def best_learning_rates(second_round: pd.DataFrame) -> dict[tuple[str, str], float]:
-    """The rates with the highest accuracy of the second round, by backbone and method."""
+def best_learning_rates(second_round: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """For each backbone the methods' rates with the highest accuracy in the second round."""
     rate = second_round.config.map(lambda config: json.loads(config)["learning_rate"])
-    return second_round.assign(rate=rate).set_index("rate").groupby(["backbone", "pool"]).top1.idxmax().to_dict()
+    by_backbone = second_round.assign(rate=rate).set_index("rate").groupby("backbone")
+    return {backbone: runs.groupby("pool").top1.idxmax().to_dict() for backbone, runs in by_backbone}
 
 
 def _simpool(**pool_kwargs: object) -> dict:
