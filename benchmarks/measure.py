@@ -2,34 +2,49 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter
 
 import pandas as pd
 import torch
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.benchmark import Timer
 from tqdm.auto import tqdm
 
 LEAST_SECONDS = 2e-3  # what is shorter is repeated within a turn
+LONG_SECONDS = 0.1  # to what is longer the caches do not matter
 
 
 def take_turns(candidates: dict[str, Callable[[], object]], turns: int, what: str) -> pd.DataFrame:
     """Seconds of a call: a row a turn, a column a candidate.
 
-    In each turn every candidate is called once untimed, so that none finds the caches as another has left them, and
-    then as often as the clock needs.
+    A short candidate is called once untimed in each turn, so that it does not find the caches as another has left them,
+    and then as often as the clock needs.
     """
-    timers = {
-        name: Timer("f()", globals={"f": f}, num_threads=torch.get_num_threads()) for name, f in candidates.items()
-    }
-    calls = {name: 1 + int(LEAST_SECONDS / timer.timeit(1).mean) for name, timer in timers.items()}
+    for call in candidates.values():
+        call()  # what is made once: compiled code, memory
+    calls = {name: 1 + int(LEAST_SECONDS / _seconds(call, 1)) for name, call in candidates.items()}
     rows = []
     for _ in tqdm(range(turns), what):
-        row = {}
-        for name, timer in timers.items():
-            candidates[name]()
-            row[name] = timer.timeit(calls[name]).mean
-        rows.append(row)
+        rows.append({name: _seconds(call, calls[name]) for name, call in candidates.items()})
     return pd.DataFrame(rows)
+
+
+def _seconds(call: Callable[[], object], calls: int) -> float:
+    """Mean seconds of a call."""
+    before = perf_counter()
+    call()
+    _wait()
+    if (taken := perf_counter() - before) > LONG_SECONDS:
+        return taken
+    before = perf_counter()
+    for _ in range(calls):
+        call()
+    _wait()
+    return (perf_counter() - before) / calls
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def ratios(seconds: pd.DataFrame, to: str) -> pd.Series:
