@@ -73,6 +73,7 @@ LEARNING_RATES: dict[str, dict[str, float]] = {
         "cait": 5e-4,
         "simpool": 2e-3,
     },
+    "vit_micro": {"cls": 5e-4, "gap": 5e-4, "ge": 5e-4, "slot": 2.5e-4, "cait": 2.5e-4, "simpool": 1e-3},
 }
 
 CONDITIONS = {
