@@ -20,17 +20,17 @@ BY_HAND = {
     "kmeans": (0, 10 * 2 * 3 * N * D + 3 * N * D),  # 10 rounds: distances, centres; at last with a gradient
     "otk": (3 * D, 2 * 3 * N * D),  # similarities, weighted sums
     # 2 d for mu and sigma; q, k, v; the GRU's 6 matrices and biases; the MLP's 2; 3 LayerNorms.
-    # Keys and values once, then 3 rounds over 3 slots: 9 matrices, similarities, weighted sums.
+    # 3 rounds over 3 slots: 11 matrices, of which W_K and W_V meet slots, not positions; similarities, weighted sums.
     "slot": (2 * D + 3 * (D * D + D) + 6 * (D * D + D) + 2 * (D * D + D) + 3 * 2 * D,
-             2 * N * D * D + 3 * (3 * 9 * D * D + 2 * 3 * N * D)),
+             3 * (3 * 11 * D * D + 2 * 3 * N * D)),
     "se": (2 * 2 * D + 2 + D, 2 * 2 * D),  # 2 = d / 16 hidden units
     "cbam": (2 * 2 * D + 49 + 1, 2 * 2 * D + 49 * N + 2 * N * D),
     "ge": (9 * D + D + 2 * 2 * D + 2 + D, (9 * D + 2 * 2 * D) * 2 * 3),  # on a grid of 2 x 3
     # 12 d^2 and biases 9 d a block, 2 LayerNorms 4 d; token d, final LayerNorm 2 d. The first block works on
-    # N + 1 rows, the last on one row with N + 1 keys and values.
+    # N + 1 rows; in the last all matrices meet the one row, whose 4 heads weigh and sum whole positions.
     "vit": (2 * (12 * D * D + 13 * D) + 3 * D,
-            12 * D * D * (N + 1) + 2 * (N + 1) ** 2 * D + 10 * D * D + 2 * D * D * (N + 1) + 2 * (N + 1) * D),
-    "cait": (12 * D * D + 13 * D + 2 * D + 3 * D, 10 * D * D + 2 * D * D * (N + 1) + 2 * (N + 1) * D),
+            12 * D * D * (N + 1) + 2 * (N + 1) ** 2 * D + 12 * D * D + 2 * 4 * N * D),
+    "cait": (12 * D * D + 13 * D + 2 * D + 3 * D, 12 * D * D + 2 * 4 * N * D),
     "simpool": (2 * D * D + 2 * D, 2 * D * D + 2 * N * D),  # the query through both matrices
 }  # fmt: skip
 
