@@ -43,8 +43,8 @@ def _seconds(call: Callable[[], object], calls: int) -> float:
 
 
 def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
 
 
 def ratios(seconds: pd.DataFrame, to: str) -> pd.Series:
@@ -52,14 +52,14 @@ def ratios(seconds: pd.DataFrame, to: str) -> pd.Series:
     return seconds.div(seconds[to], axis=0).median()
 
 
-def peak_memory(step: Callable[[], object]) -> int:
-    """Bytes that a step has allocated at its peak, beyond what was there before."""
+def peak_memory(step: Callable[[], object], device: torch.device) -> int:
+    """Bytes that a step on a CPU or a CUDA device has allocated at its peak, beyond what was there before."""
     step()  # what is allocated once and kept
-    if torch.cuda.is_available() and torch.cuda.memory_allocated():
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
         step()
-        return torch.cuda.max_memory_allocated() - before
+        return torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         step()
     events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -67,9 +67,8 @@ def peak_memory(step: Callable[[], object]) -> int:
     return int(allocated.cumsum().max())
 
 
-def save(table: pd.DataFrame, folder: Path, name: str) -> None:
+def save(table: pd.DataFrame, device: torch.device, path: Path) -> None:
     """Write a table with the machine that it comes from."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    folder.mkdir(parents=True, exist_ok=True)
-    table = table.assign(device=device, threads=torch.get_num_threads(), torch=torch.__version__)
-    table.to_parquet(folder / f"{name}.parquet", index=False)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table.assign(device=name, threads=torch.get_num_threads(), torch=torch.__version__).to_parquet(path, index=False)

@@ -110,7 +110,9 @@ def measure(turns: int, device: torch.device) -> pd.DataFrame:
             table = pd.DataFrame({"ms": 1e3 * seconds.median(), "times GAP": ratios(seconds, GAP)})
             table["faster than timm"] = 1 / ratios(seconds, TIMM)
             if task == "training step":
-                table["memory, times GAP"] = {name: x.nbytes + peak_memory(step) for name, step in candidates.items()}
+                table["memory, times GAP"] = {
+                    name: x.nbytes + peak_memory(step, device) for name, step in candidates.items()
+                }
                 table["memory, times GAP"] /= table.loc[GAP, "memory, times GAP"]
             print(f"\n(B, N, d) = {shape}, {task}\n{table.round(2).to_string()}", flush=True)
             tables.append(table.rename_axis("pooling").reset_index().assign(shape=str(shape), task=task))
