@@ -37,7 +37,7 @@ def measure(turns: int, device: torch.device) -> pd.DataFrame:
             "training step": {name: training_step(model.train(), images, labels) for name, model in models.items()},
         }
         for task, candidates in tasks.items():
-            seconds = take_turns(candidates, max(1, turns // 3), f"{backbone}, {task}")  # a turn takes a minute
+            seconds = take_turns(candidates, turns, f"{backbone}, {task}")
             table = pd.DataFrame({"images per second": BATCH / seconds.median(), "times GAP": ratios(seconds, "gap")})
             print(f"\n{backbone}, batches of {BATCH}, {task}\n{table.round(3).to_string()}", flush=True)
             tables.append(table.rename_axis("pooling").reset_index().assign(backbone=backbone, task=task))
