@@ -74,3 +74,17 @@ def test_the_headline_runs_are_recorded(backbone):
     asked = [config.hash() for _, config in first_light(backbone).runs()]
     recorded = runs.loc[asked]
     assert (recorded.status == "ok").all() and not recorded.git_revision.str.contains("dirty|unknown").any()
+
+
+def test_what_readme_says_that_it_costs_is_what_was_recorded():
+    tables = {path.stem: pd.read_parquet(path) for path in (ROOT / "data" / "benchmarks").glob("*.parquet")}
+    pooled = tables["poolings"].set_index(["shape", "task", "pooling"]).sort_index().loc["(64, 196, 384)"]
+    forward, step = (pooled.ms[task] for task in ("forward", "training step"))
+    heads = tables["heads"].set_index("pooling")["times GAP"]
+    networks = tables["networks"].set_index(["backbone", "task", "pooling"])["times GAP"]
+    memory = pooled.at[("training step", "SimPool"), "memory, times GAP"]
+    figures = [f"{times[name]:.1f}" for times in (forward, step) for name in ("SimPool", "timm SimPool1d", "GAP")]
+    figures += [f"{memory:.2f}", *(f"{heads[name]:.1f}" for name in ("SimPool", "the paper's formula"))]
+    figures.append(f"{networks['resnet50', 'training step', 'simpool']:.2f}")
+    section = README.split("## What it costs")[1].split("##")[0]
+    assert re.findall(r"\d+\.\d+", section) == figures
