@@ -104,6 +104,13 @@ def test_unknown_profile():
         Setting("fast")
 
 
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_every_run_is_recorded_and_none_failed(notebook):
+    status = Store(recorded_results()).records().set_index("config_hash").status
+    assert status.index.is_unique
+    assert {status.get(run_hash, "missing") for run_hash in configs(notebook, Setting())} == {"ok"}
+
+
 @pytest.mark.slow
 def test_a_recorded_run_can_be_repeated(tmp_path):
     """The default of the whole suite, five epochs: half a minute."""
