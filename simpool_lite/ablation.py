@@ -59,7 +59,7 @@ def run(
     client: "Client | None" = None,
     device: str = "auto",
     retry_failed: bool = False,
-    compile: bool = False,
+    compile: bool | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Compute what the store lacks of a grid; return the grid's records.
@@ -77,7 +77,8 @@ def run(
             must be one. The store's folder must be the same for all its machines, and for this one.
         device: "auto" is cuda, then mps, then cpu, for each worker.
         retry_failed: runs recorded as failed are computed again; otherwise they are done like others.
-        compile: see :func:`simpool_lite.train.train`.
+        compile: see :func:`simpool_lite.train.train`; None compiles under the profile "gpu" if the device is CUDA (a
+            cluster's is not known here unless ``device`` names it).
         progress: show a bar over the runs.
 
     Returns:
@@ -99,6 +100,8 @@ def run(
         raise ValueError(f"workers: expected {wanted}, got {workers}")
     if client is None:
         device = resolve_device(device).type
+    if compile is None:
+        compile = grid.profile == "gpu" and device == "cuda"
     runs = list(grid.runs())
     hashes = [config.hash() for _, config in runs]
     records = store.records()

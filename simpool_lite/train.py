@@ -112,6 +112,8 @@ def train(
         wrapped, optimizer, loader = accelerator.prepare(model, optimizer, loader)
         schedule = OneCycleLR(optimizer, config.learning_rate, total_steps=config.epochs * len(loader))
         model = accelerator.unwrap_model(wrapped)  # the same parameters; evaluated, as it needs no other process
+        if compile:
+            torch.compiler.reset()  # else a process would leave its ninth model or so uncompiled, and just warn
         trained = torch.compile(wrapped) if compile else wrapped
 
         curve, training_seconds = [], 0.0

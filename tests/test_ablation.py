@@ -20,7 +20,7 @@ import pandas as pd
 import pytest
 import torch
 
-from simpool_lite import load_model
+from simpool_lite import ablation, load_model
 from simpool_lite.ablation import Grid, run, summary
 from simpool_lite.config import RunConfig
 from simpool_lite.device import cuda_devices
@@ -242,6 +242,29 @@ def test_workers_are_counted(undisturbed):
         run(GRID, store, workers=0)
     with pytest.raises(ValueError, match="workers: expected None with a client, which has its own, got 2"):
         run(GRID, store, workers=2, client=object())
+
+
+@pytest.mark.parametrize(
+    ("profile", "device", "wish", "compiled"),
+    [
+        ("gpu", "cuda", None, True),
+        ("laptop", "cuda", None, False),
+        ("gpu", "cpu", None, False),
+        ("gpu", "cuda", False, False),
+    ],
+)
+def test_the_gpu_profile_compiles_on_cuda(monkeypatch, tmp_path, profile, device, wish, compiled):
+    jobs = []
+
+    def instead_of_processes(runs, devices):
+        jobs.extend(runs)
+        return [(run, "not run") for run in runs]
+
+    monkeypatch.setattr(ablation, "resolve_device", torch.device)
+    monkeypatch.setattr(ablation, "cuda_devices", lambda: ["0"])
+    monkeypatch.setattr(ablation, "in_processes", instead_of_processes)
+    run(replace(GRID, profile=profile, seeds=1), Store(tmp_path), device=device, compile=wish, progress=False)
+    assert [job["compile"] for job in jobs] == [compiled] * len(GRID.variants)
 
 
 def test_cuda_devices_are_named_as_the_environment_names_them(monkeypatch):
