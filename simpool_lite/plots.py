@@ -261,12 +261,16 @@ _DISTANCES = np.array([7, 12, 20, 30, 45])
 
 
 def _name_dots(axis: Axes, across: pd.DataFrame, up: pd.DataFrame, joined: bool) -> None:
-    """Write each variant's name beside its dot, where it covers least of what is drawn; far ones get a line."""
+    """Write each variant's name beside its dot, where it covers least of what is drawn; far ones get a line.
+
+    A line had better not cross another name.
+    """
     axis.figure.draw_without_rendering()  # settles the layout, so that positions in pixels are known
     point = axis.figure.dpi / 72
     taken = _drawn(axis, across, up, joined, point)
     offsets = point * (_DISTANCES[:, None, None] * _DIRECTIONS).reshape(-1, 2)
     alignments = np.tile((1 - _DIRECTIONS) / 2, (len(_DISTANCES), 1))  # a name to the left of its dot ends there
+    names = np.empty((0, 4))
     for name, x, y in zip(across.index, across["mean"], up["mean"], strict=True):
         dot = axis.transData.transform((x, y))
         probe = axis.text(0, 0, name, size=10, transform=axis.transAxes)
@@ -275,8 +279,11 @@ def _name_dots(axis: Axes, across: pd.DataFrame, up: pd.DataFrame, joined: bool)
         corners = dot + offsets - alignments * size
         places = np.hstack([corners, corners + size])
         outside = size.prod() - _overlap(places, axis.bbox.extents[None])
-        best = (_overlap(places, taken) + 10 * outside).round().argmin()
-        taken = np.concatenate([taken, places[[best]]])
+        lines = [_boxes(dot + share * offsets, dot + share * offsets, point) for share in np.linspace(0, 1, 20)]
+        crossed = sum(_overlap(line, names) for line in lines)
+        best = (_overlap(places, taken) + 10 * (outside + crossed)).round().argmin()
+        names = np.concatenate([names, places[[best]]])
+        taken = np.concatenate([taken, places[[best]], *(line[[best]] for line in lines)])
         leader = {"arrowstyle": "-", "color": "grey", "linewidth": 0.8, "relpos": alignments[best]}
         axis.annotate(
             name, (x, y), (corners[best] - dot) / point, textcoords="offset points", ha="left", va="bottom", size=10,

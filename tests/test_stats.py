@@ -385,6 +385,15 @@ def crowd(number: int) -> pd.DataFrame:
     return runs.assign(parameters=runs.variant.map({name: 22 + generator.exponential(2) for name in names}))
 
 
+NEAR = {"SimPool": 70.5, "U0 energy": 70.2, "U0 learned": 69.6, "U0 random": 68.8, "U0 max": 38.9}
+
+
+def two_at_the_edge() -> pd.DataFrame:
+    """Two dots that all but coincide, above and below which there is room, and others to the right."""
+    runs = make_runs({name: list(mean + np.arange(-5, 6, 2.5)) for name, mean in NEAR.items()})
+    return runs.assign(parameters=runs.variant.map(dict(zip(NEAR, (1.0, 1.06, 1.43, 2.62, 15.5), strict=True))))
+
+
 def test_the_trade_off_shows_means_and_intervals():
     runs = random_runs(variants=4, seeds=5)
     runs["mass"] = 50 + 10 * runs.top1.rank() / len(runs)
@@ -408,18 +417,22 @@ def test_the_trade_off_shows_means_and_intervals():
     assert_nothing_is_cut_off(figure)
 
 
-@pytest.mark.parametrize("number", [3, 8, 15])
-def test_names_cover_neither_each_other_nor_dots(number):
-    figure = trade_off(crowd(number), "parameters", "top1", "title", "parameters (M)", "test accuracy (%)")
+@pytest.mark.parametrize("runs", [crowd(3), crowd(8), crowd(15), two_at_the_edge()], ids=["3", "8", "15", "edge"])
+def test_names_cover_neither_each_other_nor_dots_and_no_line_crosses_them(runs):
+    figure = trade_off(runs, "parameters", "top1", "title", "parameters (M)", "test accuracy (%)")
     figure.canvas.draw()
     axis = figure.axes[0]
-    boxes = [plt.Text.get_window_extent(text) for text in axis.texts]
-    assert len(boxes) == number
-    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    boxes = {text: plt.Text.get_window_extent(text) for text in axis.texts}
+    assert len(boxes) == runs.variant.nunique()
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes.values(), 2))
     (dots,) = collections_of(axis)["PathCollection"]
     for dot in axis.transData.transform(dots.get_offsets()):
-        assert not any(box.contains(*dot) for box in boxes)
-    assert all(axis.bbox.contains(*corner) for box in boxes for corner in box.corners())
+        assert not any(box.contains(*dot) for box in boxes.values())
+    assert all(axis.bbox.contains(*corner) for box in boxes.values() for corner in box.corners())
+    for text in axis.texts:
+        if text.arrow_patch:
+            line = text.arrow_patch.get_path()
+            assert not any(line.intersects_bbox(box, filled=False) for other, box in boxes.items() if other is not text)
 
 
 def test_costs_over_a_decade_are_drawn_on_a_logarithmic_axis():
