@@ -113,9 +113,13 @@ def test_every_run_is_recorded_and_none_failed(notebook):
 
 @pytest.mark.slow
 def test_a_recorded_run_can_be_repeated(tmp_path):
-    """The default of the whole suite, five epochs: half a minute."""
+    """Five epochs: half a minute. On the machine that recorded it every digit is the same.
+
+    On another processor sums are rounded otherwise, which is as good as another seed. So this takes the variant
+    that depends on the seed least: its five lie within two points.
+    """
     (grid,) = exponent(Setting())
-    one = replace(grid, variants={"SimPool": grid.variants["SimPool"]}, seeds=1)
+    one = replace(grid, variants={"gamma 5": grid.variants["gamma 5"]}, seeds=1)
     again = run(one, Store(tmp_path), workers=1, device="cpu", progress=False)
     recorded = Store(recorded_results()).records().set_index("config_hash").loc[again.config_hash[0]]
     assert again.status[0] == recorded.status == "ok"
