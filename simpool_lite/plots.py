@@ -270,6 +270,7 @@ def _name_dots(axis: Axes, across: pd.DataFrame, up: pd.DataFrame, joined: bool)
     taken = _drawn(axis, across, up, joined, point)
     offsets = point * (_DISTANCES[:, None, None] * _DIRECTIONS).reshape(-1, 2)
     alignments = np.tile((1 - _DIRECTIONS) / 2, (len(_DISTANCES), 1))  # a name to the left of its dot ends there
+    far = np.arange(len(offsets)) >= len(_DIRECTIONS)
     names = np.empty((0, 4))
     for name, x, y in zip(across.index, across["mean"], up["mean"], strict=True):
         dot = axis.transData.transform((x, y))
@@ -280,14 +281,14 @@ def _name_dots(axis: Axes, across: pd.DataFrame, up: pd.DataFrame, joined: bool)
         places = np.hstack([corners, corners + size])
         outside = size.prod() - _overlap(places, axis.bbox.extents[None])
         lines = [_boxes(dot + share * offsets, dot + share * offsets, point) for share in np.linspace(0, 1, 20)]
-        crossed = sum(_overlap(line, names) for line in lines)
+        crossed = far * sum(_overlap(line, names) for line in lines)
         best = (_overlap(places, taken) + 10 * (outside + crossed)).round().argmin()
         names = np.concatenate([names, places[[best]]])
-        taken = np.concatenate([taken, places[[best]], *(line[[best]] for line in lines)])
+        taken = np.concatenate([taken, places[[best]], *(line[[best]] for line in lines if far[best])])
         leader = {"arrowstyle": "-", "color": "grey", "linewidth": 0.8, "relpos": alignments[best]}
         axis.annotate(
             name, (x, y), (corners[best] - dot) / point, textcoords="offset points", ha="left", va="bottom", size=10,
-            color=_darker(colour_of(name), 0.3), arrowprops=leader if best >= len(_DIRECTIONS) else None,
+            color=_darker(colour_of(name), 0.3), arrowprops=leader if far[best] else None,
         )  # fmt: skip
 
 
