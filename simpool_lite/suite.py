@@ -14,6 +14,7 @@ import pandas as pd
 
 from .ablation import Grid
 from .experiments import OTHER_EPOCHS, OTHER_LEARNING_RATE, PROFILES, SMOKE_SEEDS, is_transformer
+from .store import Store, recorded_results
 
 Kind = Literal["convnet", "transformer", "any"]
 
@@ -337,7 +338,7 @@ NOTEBOOKS = {
 
 
 def runs_table() -> pd.DataFrame:
-    """What the laptop profile runs: one row an experiment and backbone.
+    """What the laptop profile runs, and the search before it: one row an experiment and backbone.
 
     Returns:
         Columns ``experiment notebook backbone runs`` and ``what for``; runs that an earlier row has are not counted.
@@ -355,11 +356,14 @@ def runs_table() -> pd.DataFrame:
 
 def _grids() -> Iterator[tuple[str, Grid, str]]:
     """Every grid of the suite with its notebook and what it is for."""
+    searched = Store(recorded_results()).records().query("experiment == 'suite-learning-rates'")
+    first_round = searched[searched.seed == SEARCH_SEEDS[0]]
     for kind in BACKBONES:
         yield "all", learning_rate_search(kind), "the learning rate of every method, on a seed that is not reported"
+        yield "all", learning_rate_playoff(kind, first_round), "the better of its two best rates, on another such seed"
     for notebook, functions in NOTEBOOKS.items():
         for function in functions:
             grids = function(Setting())
-            what_for = function.__doc__.splitlines()[0].removeprefix(f"Notebook {notebook}: ")
+            what_for = function.__doc__.splitlines()[0].removeprefix(f"Notebook {notebook}: ").removesuffix(".")
             for grid in grids.values() if isinstance(grids, dict) else grids:
                 yield notebook, grid, what_for
