@@ -17,6 +17,7 @@ from simpool_lite.suite import (
     Setting,
     best_learning_rates,
     exponent,
+    heads,
     learning_rate_playoff,
     learning_rate_search,
     norm_order,
@@ -115,11 +116,11 @@ def test_every_run_is_recorded_and_none_failed(notebook):
 def test_a_recorded_run_can_be_repeated(tmp_path):
     """Five epochs: half a minute. On the machine that recorded it every digit is the same.
 
-    On another processor sums are rounded otherwise, which is as good as another seed. So this takes the variant
-    that depends on the seed least: its five lie within two points.
+    On another processor sums are rounded otherwise, which is half of another seed (data/results/README.md). So this
+    takes a variant that depends little on it: when the sums were last rearranged its five runs moved by 1.6 at most.
     """
-    (grid,) = exponent(Setting())
-    one = replace(grid, variants={"gamma 5": grid.variants["gamma 5"]}, seeds=1)
+    (grid,) = heads(Setting())
+    one = replace(grid, variants={"8 heads": grid.variants["8 heads"]}, seeds=1)
     again = run(one, Store(tmp_path), workers=1, device="cpu", progress=False)
     recorded = Store(recorded_results()).records().set_index("config_hash").loc[again.config_hash[0]]
     assert again.status[0] == recorded.status == "ok"
