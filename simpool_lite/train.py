@@ -112,9 +112,10 @@ def train(
         wrapped, optimizer, loader = accelerator.prepare(model, optimizer, loader)
         schedule = OneCycleLR(optimizer, config.learning_rate, total_steps=config.epochs * len(loader))
         model = accelerator.unwrap_model(wrapped)  # the same parameters; evaluated, as it needs no other process
+        trained = wrapped
         if compile:
             torch.compiler.reset()  # else a process would leave its ninth model or so uncompiled, and just warn
-        trained = torch.compile(wrapped) if compile else wrapped
+            trained = torch.compile(wrapped)
 
         curve, training_seconds = [], 0.0
         hidden = not (progress and accelerator.is_main_process)
