@@ -3,7 +3,7 @@
     python benchmarks/grid_workers.py
 
 prints, for each backbone with SimPool, the training throughput of both and their ratio: above 1, workers side by
-side are faster, which is what `simpool_lite.ablation.run` does. The two take turns, so that whatever else the
+side are faster, which is what `simpool_lite.experiments.grid.run` does. The two take turns, so that whatever else the
 machine does meets both; nothing else should run beside it all the same.
 """
 
@@ -14,14 +14,14 @@ from statistics import median
 
 import torch
 
-from simpool_lite.config import RunConfig
-from simpool_lite.train import train
+from simpool_lite.experiments.config import RunConfig
+from simpool_lite.experiments.run import train_and_measure
 
 
 def images_per_second(config: RunConfig, threads: int) -> float:
     """Throughput of the training steps of one run, in this process."""
     torch.set_num_threads(threads)
-    _, measured, _ = train(config, "cpu", progress=False)
+    _, measured, _ = train_and_measure(config, "cpu", progress=False)
     return measured["images_per_second"]
 
 

@@ -5,22 +5,26 @@ themselves, so that ``--help`` answers at once.
 """
 
 import argparse
+import re
 import shlex
 import shutil
 import sys
 from collections.abc import Container, Sequence
 from pathlib import Path
 
-from .paths import repository_root
+from .files import repository_root
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0, 1 (a notebook failed), 2 (wrong use), 130 (Ctrl-C)."""
     parser = argparse.ArgumentParser(prog="python -m simpool_lite", description="The SimPool workbook.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (add_run, add_list, add_record):
+    for add in (add_run, add_list, add_record, add_train):
         add(commands)
-    options = parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    options.others = unknown
+    if unknown and options.function is not _train:  # which reads its options itself
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         return options.function(options)
     except KeyboardInterrupt:
@@ -140,13 +144,62 @@ def add_record(commands: argparse._SubParsersAction) -> None:
 
 
 def _record(options: argparse.Namespace) -> int:
-    from .store import open_store, record
+    from .experiments.store import open_store, record
 
     try:
         print(f"recorded in {record(options.experiment, open_store(options.store))}")
     except (ValueError, FileNotFoundError) as error:
         return _wrong(error)
     return 0
+
+
+def add_train(commands: argparse._SubParsersAction) -> None:
+    """Add the parser of ``train``."""
+    parser = commands.add_parser("train", add_help=False, help="train one model and write its record into a store")
+    parser.set_defaults(function=_train)
+
+
+def _train(options: argparse.Namespace) -> int:
+    """Train one run: its options are the fields of RunConfig, each with its type, default and text."""
+    import jsonargparse
+    from torch import distributed
+
+    from .experiments.config import RunConfig
+    from .experiments.run import is_distributed, number_of_processes, rank, train_and_record
+    from .experiments.store import Store
+
+    parser = jsonargparse.ArgumentParser(
+        prog="python -m simpool_lite train",
+        description="Train one model and write its record into a store. Under `accelerate launch -m` (or torchrun -m) "
+        "several processes train it together. A run that the store has already is not repeated, unless it failed.",
+        epilog="example:  python -m simpool_lite train --backbone vit_micro --pool simpool --pool-kwargs "
+        "'{\"gamma\": 1.25}' --epochs 3 --store runs/mine",
+        allow_abbrev=False,
+    )
+    fields = parser.add_class_arguments(RunConfig)
+    parser.add_argument("--store", required=True, metavar="DIR", help="folder of the record")
+    parser.add_function_arguments(train_and_record, skip={"config", "store_folder"})
+    # The library names options as Python does; a command line may write --pool-kwargs, too.
+    words = [re.sub(r"^--[\w-]+", lambda m: "--" + m[0][2:].replace("-", "_"), word) for word in options.others]
+    chosen = vars(parser.parse_args(words))
+    config, folder = RunConfig(**{name: chosen.pop(name) for name in fields}), chosen.pop("store")
+    records = Store(folder).records()
+    if ((records.config_hash == config.hash()) & (records.status == "ok")).any():
+        if rank() == 0:
+            print(f"{config.hash()} is done already, see {folder}")
+        return 0
+    try:
+        record = train_and_record(config, folder, **chosen)
+        if record["status"] == "failed":
+            print(f"error: {record['reason']}", file=sys.stderr)
+            return 1
+        if rank() == 0:
+            crew = f"{number_of_processes()} process{'es' if number_of_processes() > 1 else ''}"
+            print(f"{config.hash()}: top-1 {record['top1']:.2f} %, {record['seconds']:.0f} s, {crew}, see {folder}")
+        return 0
+    finally:
+        if is_distributed():
+            distributed.destroy_process_group()
 
 
 def _add_notebooks(parser: argparse.ArgumentParser) -> None:

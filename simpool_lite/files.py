@@ -1,4 +1,4 @@
-"""Files that are either whole or absent."""
+"""Files that are either whole or absent, and where the repository has them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,3 +19,20 @@ def write_atomically(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def repository_root() -> Path:
+    """Return the folder that holds ``notebooks/`` and ``data/``.
+
+    It is found from where the package lies, so it does not depend on the working directory.
+
+    Raises:
+        FileNotFoundError: the package was installed without the repository around it.
+    """
+    root = Path(__file__).resolve().parents[1]
+    if not all((root / name).is_dir() for name in ("notebooks", "data")):
+        raise FileNotFoundError(
+            f"there is no notebooks/ and data/ beside the package in {root}: it was installed without its "
+            "repository. Clone the repository and, inside it, run: pip install -e '.[notebooks]'"
+        )
+    return root

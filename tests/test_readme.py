@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 import torch
 
-from simpool_lite.experiments import LEARNING_RATES, first_light
-from simpool_lite.paths import repository_root
-from simpool_lite.store import recorded_results
+from simpool_lite.experiments.budgets import LEARNING_RATES, first_light
+from simpool_lite.experiments.store import recorded_results
+from simpool_lite.files import repository_root
 
 ROOT = repository_root()
 README = (ROOT / "README.md").read_text()

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from simpool_lite import create_model, load_data
-from simpool_lite.config import RunConfig
 from simpool_lite.device import resolve_device
-from simpool_lite.evaluate import average_precision, evaluate, evaluate_attention, object_positions, sharpness
-from simpool_lite.experiments import base_config, first_light
-from simpool_lite.store import COLUMNS, CURVE_COLUMNS, Store, make_record, record
-from simpool_lite.train import load_split, train, train_and_record
+from simpool_lite.experiments.budgets import base_config, first_light
+from simpool_lite.experiments.config import RunConfig
+from simpool_lite.experiments.run import load_split, train_and_measure, train_and_record
+from simpool_lite.experiments.store import COLUMNS, CURVE_COLUMNS, Store, make_record, record
+from simpool_lite.measure.attention import average_precision, evaluate_attention, object_positions, sharpness
+from simpool_lite.measure.classification import evaluate
 
 TINY = {"backbone": "vit_micro", "epochs": 2, "data_options": {"num_images": 64}}
 CPU = torch.device("cpu")
@@ -24,17 +25,17 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def tiny_run():
-    return train(RunConfig(**TINY, pool="simpool"), "cpu", progress=False)
+    return train_and_measure(RunConfig(**TINY, pool="simpool"), "cpu", progress=False)
 
 
 def test_a_seed_makes_a_run_repeatable(tiny_run):
     model, _, curve = tiny_run
     torch.rand(7)  # whatever was drawn before does not matter
-    again, _, curve_again = train(RunConfig(**TINY, pool="simpool"), "cpu", progress=False)
+    again, _, curve_again = train_and_measure(RunConfig(**TINY, pool="simpool"), "cpu", progress=False)
     pd.testing.assert_frame_equal(curve, curve_again)
     for ours, theirs in zip(model.parameters(), again.parameters(), strict=True):
         assert torch.equal(ours, theirs)
-    other, _, _ = train(RunConfig(**TINY, pool="simpool", seed=1), "cpu", progress=False)
+    other, _, _ = train_and_measure(RunConfig(**TINY, pool="simpool", seed=1), "cpu", progress=False)
     assert not torch.equal(other.head.weight, model.head.weight)
 
 
@@ -51,7 +52,7 @@ def test_measurements(tiny_run):
 def test_training_learns():
     """Thirty steps on 32 images must fit them: the optimiser, the schedule and the loss are connected."""
     config = RunConfig("convnet_micro", "gap", epochs=30, learning_rate=2e-3, data_options={"num_images": 32})
-    _, _, curve = train(config, "cpu", progress=False)
+    _, _, curve = train_and_measure(config, "cpu", progress=False)
     assert curve.train_loss.iloc[0] > 2 and curve.train_loss.iloc[-1] < 0.5
 
 
@@ -59,7 +60,7 @@ def test_compiled_training_is_the_same_training(tiny_run, monkeypatch):
     """With the graph that torch.compile traces, but without the minute that generating code for it takes."""
     compiled, compile = [], torch.compile
     monkeypatch.setattr(torch, "compile", lambda m: compiled.append(m) or compile(m, backend="aot_eager"))
-    model, measured, curve = train(RunConfig(**TINY, pool="simpool"), "cpu", progress=False, compile=True)
+    model, measured, curve = train_and_measure(RunConfig(**TINY, pool="simpool"), "cpu", progress=False, compile=True)
     assert compiled == [model]
     pd.testing.assert_frame_equal(curve, tiny_run[2], rtol=1e-3)
     assert measured["attention_mass"] == pytest.approx(tiny_run[1]["attention_mass"], rel=1e-3)
@@ -68,7 +69,7 @@ def test_compiled_training_is_the_same_training(tiny_run, monkeypatch):
 
 def test_divergence_is_an_error():
     with pytest.raises(FloatingPointError, match="training loss is nan in epoch"):
-        train(RunConfig(**TINY, pool="gap", learning_rate=1e30), "cpu", progress=False)
+        train_and_measure(RunConfig(**TINY, pool="gap", learning_rate=1e30), "cpu", progress=False)
 
 
 def test_any_backbone_and_a_folder_of_photographs(tmp_path):
@@ -80,7 +81,7 @@ def test_any_backbone_and_a_folder_of_photographs(tmp_path):
         (tmp_path / split / label).mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(tmp_path / split / label / f"{number}.png")
     config = RunConfig("resnet18", "simpool", dataset="folder", data_root=str(tmp_path), epochs=1)
-    model, measured, _ = train(config, "cpu", progress=False)
+    model, measured, _ = train_and_measure(config, "cpu", progress=False)
     assert model.fc.out_features == 2 and measured["top1"] in (0, 25, 50, 75, 100)
     assert np.isnan(measured["attention_mass"]) and measured["attention_entropy"] > 0
 
@@ -177,7 +178,7 @@ def test_record_copies_an_experiment(tmp_path, monkeypatch):
     for config in configs:
         train_and_record(config, store.folder, "test", device="cpu", keep_model=config.seed == 0, progress=False)
     target = tmp_path / "results"
-    monkeypatch.setattr("simpool_lite.store.recorded_results", lambda: target)
+    monkeypatch.setattr("simpool_lite.experiments.store.recorded_results", lambda: target)
     assert record("test", store) == target / "test.parquet"
     recorded = Store(target)
     assert recorded.records().config_hash.tolist() == [config.hash() for config in configs]

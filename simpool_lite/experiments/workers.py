@@ -1,6 +1,6 @@
 """Who computes the runs of a grid: processes of this machine, or a dask cluster.
 
-A run is plain data here: the keywords of :func:`simpool_lite.train.train_and_record`. Both functions yield a
+A run is plain data here: the keywords of :func:`simpool_lite.experiments.run.train_and_record`. Both functions yield a
 run when it is over, with None if it ended by itself, well or not, and has written its record; otherwise with
 the reason why nobody could write it.
 """
@@ -124,9 +124,9 @@ def compute(run: dict) -> None:
     """Compute one run in this process, which does nothing else, and write its record."""
     import torch
 
-    from .device import resolve_device
-    from .resources import free_memory
-    from .train import train_and_record
+    from ..device import resolve_device
+    from .machine import free_memory
+    from .run import train_and_record
 
     if resolve_device(run["device"]).type == "cpu":
         torch.set_num_threads(1)  # two runs side by side beat one run with two threads

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .pooling import generic_pool
+from ..pooling import generic_pool
 
 aten = torch.ops.aten
 

@@ -1,8 +1,10 @@
-"""Processor cores and memory of a run."""
+"""What this machine has: processor cores, CUDA devices, memory."""
 
 import gc
 import math
 import os
+from collections.abc import Sequence
+from itertools import cycle, islice
 from pathlib import Path
 
 import torch
@@ -13,6 +15,25 @@ def cpu_cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def cuda_devices() -> list[str]:
+    """The CUDA devices that this process sees, each as ``CUDA_VISIBLE_DEVICES`` names it for a child process.
+
+    That is "0", "1", ... or, where the variable is set already, its own words: indices or UUIDs.
+    """
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    count = torch.cuda.device_count()
+    return [name.strip() for name in named[:count]] if any(named) else [str(index) for index in range(count)]
+
+
+def share_devices(devices: Sequence[str], workers: int) -> list[str | None]:
+    """Which device each of so many workers takes: in turn, None where there are none.
+
+    >>> share_devices(["0", "1"], 3), share_devices([], 2)
+    (['0', '1', '0'], [None, None])
+    """
+    return list(islice(cycle(devices or [None]), workers))
 
 
 def free_memory() -> None:

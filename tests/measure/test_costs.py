@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from simpool_lite import create_model, create_pool, list_pools, replace_pooling
-from simpool_lite.costs import Costs, count_costs
+from simpool_lite.measure.costs import Costs, count_costs
 
 D, H, W = 32, 4, 6
 N = H * W

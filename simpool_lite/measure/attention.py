@@ -1,8 +1,4 @@
-"""Accuracy of a model, and how well its attention finds the object.
-
-Where several processes train one model, both functions take its ``Accelerator``: each process then looks at
-its share of the images, and all return the same figures, those of the whole data set.
-"""
+"""How sharp a model's attention is, and how well it finds the object."""
 
 import math
 
@@ -11,42 +7,11 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
 
-from .datasets import LabelledImages
+from ..datasets import LabelledImages
+from .batches import batches, is_shared
 
 OBJECT_SHARE = 0.15  # a position of the map is object when more than this share of its area is
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    data: LabelledImages,
-    device: torch.device,
-    batch_size: int = 256,
-    accelerator: Accelerator | None = None,
-) -> dict[str, float]:
-    """Accuracy of a model on a data set and how sharp its attention is, in evaluation mode, in one pass.
-
-    Returns:
-        ``top1`` in percent; ``loss``, the cross-entropy; ``attention_entropy`` and ``logit_spread``, means over
-        images and maps (see :func:`sharpness`), NaN for a model without ``last_attention``.
-    """
-    model.eval()
-    sums = torch.zeros(4, dtype=torch.float64)
-    for images, labels in _batches(data, batch_size, accelerator):
-        labels = labels.to(device)
-        logits = model(images.to(device)).float()
-        correct = (logits.argmax(1) == labels).sum().item()
-        loss = F.cross_entropy(logits, labels, reduction="sum").item()
-        attention = getattr(model, "last_attention", None)
-        entropy, spread = (math.nan, math.nan) if attention is None else sharpness(attention)
-        sums += torch.tensor([correct, loss, len(labels) * entropy, len(labels) * spread], dtype=torch.float64)
-    if _is_shared(accelerator):
-        sums = accelerator.reduce(sums.to(device))
-    correct, loss, entropy, spread = sums.tolist()
-    n = len(data)
-    return {"top1": 100 * correct / n, "loss": loss / n, "attention_entropy": entropy / n, "logit_spread": spread / n}
 
 
 def sharpness(attention: Tensor) -> tuple[float, float]:
@@ -87,12 +52,12 @@ def evaluate_attention(
         maps = torch.cat(
             [
                 model.attention(images.to(device)).float().mean(1).cpu()
-                for images, _ in _batches(data, batch_size, accelerator)
+                for images, _ in batches(data, batch_size, accelerator)
             ]
         )
     except ValueError:  # a pooling without a map
         return dict.fromkeys(("attention_mass", "attention_ap", "attention_entropy"), math.nan)
-    if _is_shared(accelerator):
+    if is_shared(accelerator):
         maps = torch.cat(gather_object([maps]))
     entropy = torch.special.entr(maps).sum((1, 2)).mean().item()
     if data.masks is None:
@@ -124,16 +89,3 @@ def average_precision(maps: Tensor, objects: Tensor) -> float:
     pairs = zip(objects.flatten(1).numpy(), maps.flatten(1).numpy(), strict=True)
     scores = [average_precision_score(truth, score) for truth, score in pairs if truth.any()]
     return sum(scores) / len(scores)
-
-
-def _is_shared(accelerator: Accelerator | None) -> bool:
-    return accelerator is not None and accelerator.num_processes > 1
-
-
-def _batches(data: LabelledImages, batch_size: int, accelerator: Accelerator | None) -> DataLoader:
-    """Batches of the data, or of this process's share: consecutive images, so that shares in order are the whole."""
-    images = data
-    if _is_shared(accelerator):
-        rank, processes = accelerator.process_index, accelerator.num_processes
-        images = Subset(data, range(rank * len(data) // processes, (rank + 1) * len(data) // processes))
-    return DataLoader(images, batch_size, collate_fn=data.collate)

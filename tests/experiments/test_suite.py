@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from simpool_lite import create_model
-from simpool_lite.ablation import run
-from simpool_lite.store import Store, recorded_results
-from simpool_lite.suite import (
+from simpool_lite.experiments.grid import run
+from simpool_lite.experiments.store import Store, recorded_results
+from simpool_lite.experiments.suite import (
     BACKBONES,
     LEARNING_RATES,
     NOTEBOOKS,

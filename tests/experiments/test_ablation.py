@@ -20,13 +20,16 @@ import pandas as pd
 import pytest
 import torch
 
-from simpool_lite import ablation, load_model
-from simpool_lite.ablation import Grid, run, summary
-from simpool_lite.config import RunConfig
-from simpool_lite.device import cuda_devices
-from simpool_lite.store import COLUMNS, Store, make_record
-from simpool_lite.train import _batch_size, main, train
-from simpool_lite.workers import compute
+from simpool_lite import load_model
+from simpool_lite.__main__ import main
+from simpool_lite.experiments import grid as grid_module
+from simpool_lite.experiments.config import RunConfig
+from simpool_lite.experiments.grid import Grid, run, summary
+from simpool_lite.experiments.machine import cuda_devices
+from simpool_lite.experiments.run import train_and_measure
+from simpool_lite.experiments.store import COLUMNS, Store, make_record
+from simpool_lite.experiments.workers import compute
+from simpool_lite.training.supervised import _batch_size
 
 TINY = {"backbone": "vit_micro", "epochs": 1, "batch_size": 16, "data_options": {"num_images": 32}}
 GRID = Grid(
@@ -84,7 +87,7 @@ def test_workers_do_not_change_a_result(undisturbed):
     """A run in a worker process equals the same run in this one."""
     _, table = undisturbed
     row = table[(table.variant == "SimPool") & (table.seed == 0)].iloc[0]
-    _, measured, _ = train(RunConfig(**TINY, pool="simpool"), "cpu", progress=False)
+    _, measured, _ = train_and_measure(RunConfig(**TINY, pool="simpool"), "cpu", progress=False)
     # A worker has one thread, this process perhaps more, which sum in another order.
     assert row.loss == pytest.approx(measured["loss"], rel=1e-4)
     assert row.attention_mass == pytest.approx(measured["attention_mass"], rel=1e-4)
@@ -146,7 +149,7 @@ def test_what_is_done_is_not_done_again(undisturbed):
 
 def grid_script(grid: Grid, folder: Path, workers: int) -> str:
     return (
-        "from simpool_lite.ablation import Grid, run; from simpool_lite.store import Store\n"
+        "from simpool_lite.experiments.grid import Grid, run; from simpool_lite.experiments.store import Store\n"
         f"run({grid!r}, Store({str(folder)!r}), workers={workers}, device='cpu', progress=False)"
     )
 
@@ -260,9 +263,9 @@ def test_the_gpu_profile_compiles_on_cuda(monkeypatch, tmp_path, profile, device
         jobs.extend(runs)
         return [(run, "not run") for run in runs]
 
-    monkeypatch.setattr(ablation, "resolve_device", torch.device)
-    monkeypatch.setattr(ablation, "cuda_devices", lambda: ["0"])
-    monkeypatch.setattr(ablation, "in_processes", instead_of_processes)
+    monkeypatch.setattr(grid_module, "resolve_device", torch.device)
+    monkeypatch.setattr(grid_module, "cuda_devices", lambda: ["0"])
+    monkeypatch.setattr(grid_module, "in_processes", instead_of_processes)
     run(replace(GRID, profile=profile, seeds=1), Store(tmp_path), device=device, compile=wish, progress=False)
     assert [job["compile"] for job in jobs] == [compiled] * len(GRID.variants)
 
@@ -331,7 +334,7 @@ def test_dask_workers_with_threads_are_refused(tmp_path):
 # Four seconds of training to 60 % (chance: 17 %), by a backbone without a batch norm, which would see half batches.
 LEARNABLE = [
     *("--backbone=vit_tiny_patch16_224", '--model-options={"depth": 2}', "--pool=simpool", "--target=photo"),
-    *("--epochs=3", '--data-options={"num_images": 512}', "--learning-rate=1e-3", "--device=cpu", "--no-progress"),
+    *("--epochs=3", '--data-options={"num_images": 512}', "--learning-rate=1e-3", "--device=cpu", "--progress=false"),
 ]
 
 
@@ -341,14 +344,17 @@ def test_two_processes_train_one_model(tmp_path, capsys):
     # `accelerate launch --cpu` starts one process whatever --num_processes says, so --multi_gpu it is.
     launch = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0"
     precision = "--mixed_precision no --dynamo_backend no --num_cpu_threads_per_process 1"
-    command = [sys.executable, "-m", *launch.split(), *precision.split(), "-m", "simpool_lite.train"]
+    command = [sys.executable, "-m", *launch.split(), *precision.split(), "-m", "simpool_lite", "train"]
     command += [*LEARNABLE, "--store", str(tmp_path / "two")]
     together = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE)
     assert together.returncode == 0, together.stderr
     assert together.stdout.count("top-1") == 1 and ", 2 processes, see" in together.stdout
     assert len(record_files(tmp_path / "two")) == 1
 
-    assert main([*LEARNABLE, "--store", str(tmp_path / "one")]) == 0 and ", 1 process, see" in capsys.readouterr().out
+    assert (
+        main(["train", *LEARNABLE, "--store", str(tmp_path / "one")]) == 0
+        and ", 1 process, see" in capsys.readouterr().out
+    )
     one, two = (Store(tmp_path / name) for name in ("one", "two"))
     [one_record], [two_record] = (store.records().to_dict("records") for store in (one, two))
     assert one_record["config_hash"] == two_record["config_hash"] and one_record["top1"] > 40
@@ -361,19 +367,18 @@ def test_two_processes_train_one_model(tmp_path, capsys):
 
 
 def test_a_batch_is_split_evenly():
-    config = RunConfig("vit_micro", "gap", batch_size=32)
-    assert [_batch_size(config, 4096, processes) for processes in (1, 2, 4)] == [32, 32, 32]
+    assert [_batch_size(32, 4096, processes) for processes in (1, 2, 4)] == [32, 32, 32]
     with pytest.raises(ValueError, match="batch_size: expected a multiple of 3, as it is the total over the 3 "):
-        _batch_size(config, 4096, 3)
+        _batch_size(32, 4096, 3)
     with pytest.raises(ValueError, match=r"got 7 \(all training images\)"):
-        _batch_size(config, 7, 2)
+        _batch_size(32, 7, 2)
 
 
 def test_command_line_trains(tmp_path, capsys):
-    arguments = ["--backbone=vit_micro", "--pool=simpool", '--pool-kwargs={"gamma": 2.0}', "--no-norm-first"]
-    arguments += ["--epochs=1", '--data-options={"num_images": 64}', "--device=cpu", "--no-progress", "--seed=3"]
-    arguments += ["--learning-rate=1e-3", "--experiment=mine", "--keep-model", f"--store={tmp_path}"]
-    assert main(arguments) == 0
+    arguments = ["--backbone=vit_micro", "--pool=simpool", '--pool-kwargs={"gamma": 2.0}', "--norm-first=false"]
+    arguments += ["--epochs=1", '--data-options={"num_images": 64}', "--device=cpu", "--progress=false", "--seed=3"]
+    arguments += ["--learning-rate=1e-3", "--experiment=mine", "--keep-model=true", f"--store={tmp_path}"]
+    assert main(["train", *arguments]) == 0
     config = RunConfig("vit_micro", "simpool", {"gamma": 2.0}, norm_first=False, seed=3, epochs=1)
     config = replace(config, data_options={"num_images": 64}, learning_rate=1e-3)
     [record] = Store(tmp_path).records().to_dict("records")
@@ -381,20 +386,20 @@ def test_command_line_trains(tmp_path, capsys):
     assert (record["experiment"], record["variant"], record["status"]) == ("mine", "simpool", "ok")
     assert Store(tmp_path).model_path(config).is_file()
     before = record_files(tmp_path)
-    assert main(arguments) == 0 and "is done already" in capsys.readouterr().out
+    assert main(["train", *arguments]) == 0 and "is done already" in capsys.readouterr().out
     assert record_files(tmp_path) == before
-    assert main([*arguments, "--learning-rate=1e30"]) == 1
+    assert main(["train", *arguments, "--learning-rate=1e30"]) == 1
     assert "error: FloatingPointError: the training loss" in capsys.readouterr().err
 
 
 def test_command_line_explains_itself(capsys):
     with pytest.raises(SystemExit, match="0"):
-        main(["--help"])
+        main(["train", "--help"])
     text = capsys.readouterr().out
-    assert all(f"--{field.name.replace('_', '-')} " in text for field in fields(RunConfig))
+    assert all(f"--{field.name} " in text for field in fields(RunConfig))
     with pytest.raises(SystemExit, match="2"):
-        main(["--backbone=vit_micro", "--pool=simpool", "--store=x", "--pool-kwargs=gamma"])
-    assert re.search(r"--pool-kwargs: expected a JSON object such as .* got 'gamma'", capsys.readouterr().err)
+        main(["train", "--backbone=vit_micro", "--pool=simpool", "--store=x", "--pool-kwargs=gamma"])
+    assert re.search(r'"pool_kwargs":\s+Expected a .*dict.* Got value: gamma', capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("rate", [1e-3, 1e30], ids=["ok", "failed"])

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from .ablation import Grid
+from .grid import Grid
 
 PROFILES = ("smoke", "laptop", "gpu")
 
@@ -30,7 +30,7 @@ SMOKE_SEEDS = 2
 def base_config(
     backbone: str, profile: str = "laptop", dataset: str = "photo-digits", data_root: str | None = None
 ) -> dict:
-    """The fields of a :class:`~simpool_lite.config.RunConfig` that the runs of a backbone share.
+    """The fields of a :class:`~simpool_lite.experiments.config.RunConfig` that the runs of a backbone share.
 
     "laptop" trains until the curves are flat; "smoke" executes every line in seconds, for tests; "gpu" is
     for larger backbones and data, with larger batches.

@@ -13,21 +13,21 @@ class RunConfig:
     """Configuration of one run.
 
     Args:
-        backbone: see :func:`~simpool_lite.create_model`.
-        pool: likewise.
-        pool_kwargs: likewise.
-        norm_first: likewise.
-        model_options: further keywords of ``create_model``.
-        pretrained: likewise.
-        dataset: see :func:`~simpool_lite.load_data`.
-        target: likewise.
-        data_options: further options of ``load_data``.
-        data_root: likewise.
+        backbone: convnet_micro, vit_micro or any model of timm.
+        pool: a pooling of simpool_lite.list_pools(), or cls, a transformer's own class token.
+        pool_kwargs: arguments of the pooling.
+        norm_first: a transformer's final norm comes before the pooling.
+        model_options: further arguments of simpool_lite.create_model().
+        pretrained: start from timm's weights.
+        dataset: a data set of simpool_lite.load_data().
+        target: what to learn, for photo-digits only.
+        data_options: further arguments of simpool_lite.load_data().
+        data_root: folder of the images.
         seed: of the initialisation and the order of the images; the data do not depend on it.
         epochs: passes over the training images.
-        batch_size: images a step.
-        learning_rate: the schedule's maximum.
-        weight_decay: AdamW's.
+        batch_size: images per step, over all processes.
+        learning_rate: the maximum of the schedule.
+        weight_decay: of AdamW.
     """
 
     backbone: str

@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator
 from torch import Tensor
 
-from .stats import compare, summarise, told_apart
+from ..measure.stats import compare, summarise, told_apart
 
 _BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _BROWN, _PINK, _GREY, _YELLOW, _CYAN = sns.color_palette("colorblind", 10)
 
@@ -103,7 +103,7 @@ def metric_bars(runs: pd.DataFrame, metric: str, label: str, title: str) -> Figu
 
 
 def comparison(table: pd.DataFrame, title: str, label: str, *, number: str = "{:.1f} %") -> Figure:
-    """Draw a table of :func:`simpool_lite.stats.compare`: how far each variant is from the baseline.
+    """Draw a table of :func:`simpool_lite.measure.stats.compare`: how far each variant is from the baseline.
 
     A row a variant: a dot with the 95 % interval of its difference, filled where the variant is told apart from the
     baseline (p < 0.05 after Holm's correction) and open where it is not; a diamond is the paper's difference.
@@ -158,7 +158,7 @@ def heat_map(
     """Who wins where: a row a variant, a column a condition, in each cell the mean ± half its 95 % interval.
 
     The best of each column is framed. Bold are the best and all that the seeds do not tell apart from it: paired t
-    tests against the best with Holm's correction within the column (:func:`simpool_lite.stats.compare`).
+    tests against the best with Holm's correction within the column (:func:`simpool_lite.measure.stats.compare`).
 
     Args:
         runs: one row a run with the columns ``variant``, ``seed``, ``status``, the condition and the metric.

@@ -12,8 +12,8 @@ from typing import Literal
 
 import pandas as pd
 
-from .ablation import Grid
-from .experiments import OTHER_EPOCHS, OTHER_LEARNING_RATE, PROFILES, SMOKE_SEEDS, is_transformer
+from .budgets import OTHER_EPOCHS, OTHER_LEARNING_RATE, PROFILES, SMOKE_SEEDS, is_transformer
+from .grid import Grid
 from .store import Store, recorded_results
 
 Kind = Literal["convnet", "transformer", "any"]
@@ -138,8 +138,8 @@ class Setting:
         Args:
             experiment: its name.
             kind: of the backbone; "any" is the one that the reader named, else the ConvNet.
-            variants: name to the fields of :class:`~simpool_lite.config.RunConfig` that differ; those without
-                a ``pool`` are SimPool.
+            variants: name to the fields of :class:`~simpool_lite.experiments.config.RunConfig` that differ; those
+                without a ``pool`` are SimPool.
             smoke: the variants that the profile "smoke" keeps.
             images: options of photo-digits that differ.
             epochs: of the small backbones.

@@ -20,10 +20,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import __version__
+from .. import __version__
+from ..files import repository_root, write_atomically
 from .config import PROTOCOL, RunConfig
-from .files import write_atomically
-from .paths import repository_root
 
 COLUMNS = (
     "experiment variant seed dataset target backbone pool pool_kwargs profile top1 loss attention_mass attention_ap "

@@ -11,8 +11,8 @@ from matplotlib.colors import same_color
 from scipy import stats as scipy_stats
 
 from simpool_lite import stats
-from simpool_lite.plots import COLOURS, colour_of, comparison, heat_map, metric_bars, trade_off, training_curves
-from simpool_lite.stats import (
+from simpool_lite.figures.runs import COLOURS, colour_of, comparison, heat_map, metric_bars, trade_off, training_curves
+from simpool_lite.measure.stats import (
     compare,
     in_words,
     order_agreement,

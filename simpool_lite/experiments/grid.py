@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from tqdm.auto import tqdm
 
+from ..device import resolve_device
 from .config import RunConfig
-from .device import cuda_devices, resolve_device, share_devices
-from .resources import cpu_cores
+from .machine import cpu_cores, cuda_devices, share_devices
 from .store import Store, make_record
 from .workers import in_processes, on_cluster
 
@@ -25,7 +25,7 @@ class Grid:
 
     Args:
         experiment: its name.
-        base: fields of :class:`~simpool_lite.config.RunConfig` that all runs share.
+        base: fields of :class:`~simpool_lite.experiments.config.RunConfig` that all runs share.
         variants: name to the fields in which a variant differs.
         seeds: how many (0, 1, 2, ...), or which.
         profile: recorded with each run.
@@ -77,12 +77,12 @@ def run(
             must be one. The store's folder must be the same for all its machines, and for this one.
         device: "auto" is cuda, then mps, then cpu, for each worker.
         retry_failed: runs recorded as failed are computed again; otherwise they are done like others.
-        compile: see :func:`simpool_lite.train.train`; None compiles under the profile "gpu" if the device is CUDA (a
-            cluster's is not known here unless ``device`` names it).
+        compile: see :func:`simpool_lite.training.supervised.train`; None compiles under the profile "gpu" if the
+            device is CUDA (a cluster's is not known here unless ``device`` names it).
         progress: show a bar over the runs.
 
     Returns:
-        One row a run of the grid with the columns of :data:`simpool_lite.store.COLUMNS`; ``experiment``,
+        One row a run of the grid with the columns of :data:`simpool_lite.experiments.store.COLUMNS`; ``experiment``,
         ``variant`` and ``profile`` are the grid's, whoever computed the run first.
 
     Raises:
