@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
-from simpool_lite.experiments.budgets import LEARNING_RATES, first_light
 from simpool_lite.experiments.store import recorded_results
+from simpool_lite.experiments.suite import Setting
 from simpool_lite.files import repository_root
 
 ROOT = repository_root()
@@ -56,22 +56,10 @@ def test_the_command_line_has_the_commands(options):
     assert done.returncode == 0
 
 
-@pytest.mark.parametrize("backbone", ["vit_micro", "convnet_micro"])
-def test_learning_rates_are_the_winners_of_the_recorded_search(backbone):
-    search = pd.read_parquet(recorded_results() / "learning-rate-search.parquet")
-    search = search[search.backbone == backbone].assign(
-        pool=search.pool, rate=search.config.str.extract(r'"learning_rate": ([^,]+)')[0].astype(float)
-    )
-    best = search.loc[search.groupby("pool").top1.idxmax()].set_index("pool").rate.to_dict()
-    assert best == {pool: rate for (name, pool), rate in LEARNING_RATES.items() if name == backbone}
-    assert not set(search.seed) & set(range(first_light(backbone).seeds))
-
-
-@pytest.mark.parametrize("backbone", ["vit_micro", "convnet_micro"])
-def test_the_headline_runs_are_recorded(backbone):
+def test_the_headline_runs_are_recorded():
     """Every run that notebook 00 asks for is in the recorded results, finished, from a committed revision."""
     runs = pd.read_parquet(recorded_results() / "first-light.parquet").set_index("config_hash")
-    asked = [config.hash() for _, config in first_light(backbone).runs()]
+    asked = [config.hash() for grid in Setting().grids("first-light") for _, config in grid.runs()]
     recorded = runs.loc[asked]
     assert (recorded.status == "ok").all() and not recorded.git_revision.str.contains("dirty|unknown").any()
 

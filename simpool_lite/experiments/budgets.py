@@ -1,103 +1,90 @@
-"""The workbook's experiments: which runs each notebook asks for, under each profile."""
+"""Budgets: how long a small backbone trains, on which images, and at which learning rates.
 
-from dataclasses import replace
+Named budgets: ``full`` (notebook 00, until the curves are flat), ``short`` (the ablations, five sixths of the image
+size) and ``tournament`` (short, but long enough that no method stays at chance).
+"""
 
-from .grid import Grid
+from dataclasses import dataclass, field, replace
 
 PROFILES = ("smoke", "laptop", "gpu")
 
-EPOCHS = {"convnet_micro": 10, "vit_micro": 30}  # enough for the curves to be flat at the end
-OTHER_EPOCHS = 30
-
-# The best of `learning_rate_search`, whose runs are recorded beside the results.
-LEARNING_RATES = {
-    ("convnet_micro", "gap"): 2e-3,
-    ("convnet_micro", "simpool"): 2e-3,
-    ("vit_micro", "cls"): 1e-3,
-    ("vit_micro", "gap"): 5e-4,
-    ("vit_micro", "simpool"): 1e-3,
-}
-OTHER_LEARNING_RATE = 1e-3
-SEARCHED_RATES = {"convnet_micro": (1e-3, 2e-3, 4e-3, 8e-3), "vit_micro": (2.5e-4, 5e-4, 1e-3, 2e-3)}
-SEARCH_EPOCHS = {"convnet_micro": 5, "vit_micro": 10}
-SEARCH_SEED = 100  # never reported
-
-SMOKE = {"epochs": 1}
-SMOKE_DATA = {"num_images": 256}
+SMALL_IMAGES = {"size": 40, "object_size": (17, 28)}  # photo-digits at five sixths of its size
+SMOKE_IMAGES = {"num_images": 96}
+GPU_IMAGES = {"size": 192, "object_size": (72, 128), "num_images": 16384}
 SMOKE_SEEDS = 2
+SEARCH_SEEDS = (100, 101)  # never reported
 
 
-def base_config(
-    backbone: str, profile: str = "laptop", dataset: str = "photo-digits", data_root: str | None = None
-) -> dict:
-    """The fields of a :class:`~simpool_lite.experiments.config.RunConfig` that the runs of a backbone share.
+@dataclass(frozen=True)
+class Budget:
+    """What a run of one backbone may cost.
 
-    "laptop" trains until the curves are flat; "smoke" executes every line in seconds, for tests; "gpu" is
-    for larger backbones and data, with larger batches.
-
-    Raises:
-        ValueError: there is no such profile.
+    Args:
+        epochs: passes over the training images.
+        images: options of photo-digits.
+        searched_rates: the learning rates that were tried for every method.
+        search_epochs: epochs of that search's first round.
+        learning_rates: the winner per pooling; a pooling that is not named has 1e-3.
     """
-    if profile not in PROFILES:
-        raise ValueError(f"profile: expected one of {', '.join(PROFILES)}, got {profile!r}")
-    config = {"backbone": backbone, "dataset": dataset, "data_root": data_root}
-    config["epochs"] = EPOCHS.get(backbone, OTHER_EPOCHS)
-    if dataset == "photo-digits":
-        config["target"] = "digit"
-    if profile == "smoke":
-        config |= SMOKE
-        if dataset == "photo-digits":
-            config["data_options"] = SMOKE_DATA
-    if profile == "gpu":
-        config |= {"batch_size": 128}
-    return config
+
+    epochs: int = 30
+    images: dict = field(default_factory=dict)
+    searched_rates: tuple[float, ...] = ()
+    search_epochs: int = 0
+    learning_rates: dict[str, float] = field(default_factory=dict)
+
+    def learning_rate(self, pool: str) -> float:
+        """The rate of a pooling; a variant of SimPool has SimPool's."""
+        return self.learning_rates.get("simpool" if pool == "ablated_simpool" else pool, 1e-3)
 
 
-def is_transformer(backbone: str) -> bool:
-    """Whether a backbone has a class token that could be its pooling."""
-    return backbone.startswith(("vit", "deit"))
+OTHER = Budget()  # of a backbone that the reader names
 
-
-def first_light(
-    backbone: str,
-    profile: str = "laptop",
-    seeds: int = 5,
-    dataset: str = "photo-digits",
-    data_root: str | None = None,
-) -> Grid:
-    """Notebook 00: a backbone's own pooling (GAP; for a ViT also its class token) against SimPool."""
-    pools = {"GAP": "gap", "SimPool": "simpool"}
-    if is_transformer(backbone):
-        pools = {"CLS": "cls"} | pools
-    return Grid(
-        experiment="first-light",
-        base=base_config(backbone, profile, dataset, data_root),
-        variants={
-            name: {"pool": pool, "learning_rate": LEARNING_RATES.get((backbone, pool), OTHER_LEARNING_RATE)}
-            for name, pool in pools.items()
+# The learning rates are the best of the recorded searches, see simpool_lite.experiments.search.
+FULL = {
+    "convnet_micro": Budget(
+        epochs=10,
+        searched_rates=(1e-3, 2e-3, 4e-3, 8e-3),
+        search_epochs=5,
+        learning_rates={"gap": 2e-3, "simpool": 2e-3},
+    ),
+    "vit_micro": Budget(
+        epochs=30,
+        searched_rates=(2.5e-4, 5e-4, 1e-3, 2e-3),
+        search_epochs=10,
+        learning_rates={"cls": 1e-3, "gap": 5e-4, "simpool": 1e-3},
+    ),
+}
+SHORT = {
+    "convnet_micro": Budget(
+        epochs=5,
+        images=SMALL_IMAGES,
+        searched_rates=(2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 16e-3),
+        search_epochs=4,
+        learning_rates={
+            "gap": 4e-3,
+            "max": 16e-3,
+            "gem": 4e-3,
+            "lse": 4e-3,
+            "how": 5e-4,
+            "kmeans": 4e-3,
+            "otk": 8e-3,
+            "slot": 5e-4,
+            "se": 8e-3,
+            "cbam": 1e-3,
+            "ge": 8e-3,
+            "vit": 2e-3,
+            "cait": 5e-4,
+            "simpool": 2e-3,
         },
-        seeds=min(seeds, SMOKE_SEEDS) if profile == "smoke" else seeds,
-        profile=profile,
-        keep_models=1,
-    )
-
-
-def more_images(profile: str = "laptop", seeds: int = 2) -> Grid:
-    """Notebook 00: the transformer on four times the images, so that it cannot learn them by heart."""
-    grid = first_light("vit_micro", profile, seeds)
-    if profile == "smoke":
-        longer = {"data_options": {"num_images": 4 * SMOKE_DATA["num_images"]}}
-    else:
-        longer = {"epochs": 5, "data_options": {"num_images": 4 * 4096}}
-    return replace(grid, experiment="more-images", base=grid.base | longer, keep_models=0)
-
-
-def learning_rate_search(backbone: str) -> Grid:
-    """The search behind :data:`LEARNING_RATES`: every method with the same short budget."""
-    base = base_config(backbone) | {"epochs": SEARCH_EPOCHS[backbone]}
-    variants = {
-        f"{name} {rate:g}": changes | {"learning_rate": rate}
-        for name, changes in first_light(backbone).variants.items()
-        for rate in SEARCHED_RATES[backbone]
-    }
-    return Grid("learning-rate-search", base, variants, seeds=(SEARCH_SEED,))
+    ),
+    "vit_micro": Budget(
+        epochs=10,
+        images=SMALL_IMAGES,
+        searched_rates=(2.5e-4, 5e-4, 1e-3, 2e-3),
+        search_epochs=10,  # in fewer, the transformer stays near chance at every rate
+        learning_rates={"cls": 5e-4, "gap": 5e-4, "ge": 5e-4, "slot": 2.5e-4, "cait": 2.5e-4, "simpool": 1e-3},
+    ),
+}
+TOURNAMENT = {"convnet_micro": replace(SHORT["convnet_micro"], epochs=8), "vit_micro": SHORT["vit_micro"]}
+BUDGETS = {"full": FULL, "short": SHORT, "tournament": TOURNAMENT}

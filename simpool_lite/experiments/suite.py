@@ -1,81 +1,81 @@
-"""The ablation suite: the runs behind notebooks 04 to 08, each a grid around one default.
+"""The experiments of the course: which notebook asks which question, and the runs that answer it.
 
-Factors are varied one at a time around SimPool as published, on images and schedules small enough for hundreds
-of runs on a laptop. Runs that two grids share are computed once.
+Factors are varied one at a time around SimPool as published. Runs that two experiments share are computed once.
 """
 
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Literal
 
 import pandas as pd
 
-from .budgets import OTHER_EPOCHS, OTHER_LEARNING_RATE, PROFILES, SMOKE_SEEDS, is_transformer
+from .budgets import BUDGETS, GPU_IMAGES, OTHER, PROFILES, SMOKE_IMAGES, SMOKE_SEEDS, Budget
 from .grid import Grid
-from .store import Store, recorded_results
 
 Kind = Literal["convnet", "transformer", "any"]
 
 BACKBONES = {"convnet": "convnet_micro", "transformer": "vit_micro"}
 GPU_BACKBONES = {"convnet": "resnet18", "transformer": "vit_small_patch16_224"}
-EPOCHS = {"convnet_micro": 5, "vit_micro": 10}
-TOURNAMENT_EPOCHS = {"convnet_micro": 8, "vit_micro": 10}  # in 5, some methods do not leave chance on the ConvNet
-SEARCH_EPOCHS = {"convnet_micro": 4, "vit_micro": 10}  # in fewer, the transformer stays near chance at every rate
-SEARCH_SEEDS = (100, 101)  # never reported
-SEARCHED_RATES = {
-    "convnet_micro": (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 16e-3),
-    "vit_micro": (2.5e-4, 5e-4, 1e-3, 2e-3),
-}
 
-IMAGES = {"size": 40, "object_size": (17, 28)}  # photo-digits at five sixths of its size
-SMOKE_IMAGES = {"num_images": 96}
-GPU_IMAGES = {"size": 192, "object_size": (72, 128), "num_images": 16384}
+
+@dataclass(frozen=True)
+class Experiment:
+    """One table of a notebook, on one kind of backbone.
+
+    Args:
+        name: of the experiment; parts on another backbone or under another condition have the same name.
+        notebook: the number of the notebook that shows it.
+        question: what it answers.
+        kind: of the backbone; "any" is the one that the reader named, else the ConvNet.
+        variants: name to the fields of :class:`~simpool_lite.experiments.config.RunConfig` that differ; those without
+            a ``pool`` are SimPool.
+        smoke: the variants that the profile "smoke" keeps.
+        budget: a name in :data:`~simpool_lite.experiments.budgets.BUDGETS`.
+        paper: the rows of the paper beside it, as arguments of :func:`~simpool_lite.experiments.paper.published`.
+        condition: what is special about this part.
+        images: options of photo-digits that differ.
+        changes: further fields that all variants share.
+        keep_models: seeds below this keep their trained model.
+        most_seeds: how many are enough, whatever the setting says.
+    """
+
+    name: str
+    notebook: str
+    question: str
+    kind: Kind
+    variants: dict[str, dict]
+    smoke: tuple[str, ...]
+    budget: str = "short"
+    paper: dict[str, str] = field(default_factory=dict)
+    condition: str = ""
+    images: dict = field(default_factory=dict)
+    changes: dict = field(default_factory=dict)
+    keep_models: int = 0
+    most_seeds: int = 1000
+
 
 METHODS = {
-    name: {"pool": pool}
-    for name, pool in {
-        "GAP": "gap",
-        "max": "max",
-        "GeM": "gem",
-        "LSE": "lse",
-        "HOW": "how",
-        "k-means": "kmeans",
-        "OTK": "otk",
-        "Slot": "slot",
-        "SE": "se",
-        "CBAM": "cbam",
-        "GE": "ge",
-        "ViT": "vit",
-        "CaiT": "cait",
-        "SimPool": "simpool",
-    }.items()
+    "GAP": {"pool": "gap"},
+    "max": {"pool": "max"},
+    "GeM": {"pool": "gem"},
+    "LSE": {"pool": "lse"},
+    "HOW": {"pool": "how"},
+    "k-means": {"pool": "kmeans"},
+    "OTK": {"pool": "otk"},
+    "Slot": {"pool": "slot"},
+    "SE": {"pool": "se"},
+    "CBAM": {"pool": "cbam"},
+    "GE": {"pool": "ge"},
+    "ViT": {"pool": "vit", "pool_kwargs": {"depth": 2}},
+    "CaiT": {"pool": "cait", "pool_kwargs": {"layer_scale": 1e-5}},
+    "SimPool": {"pool": "simpool"},
 }
 CLS = {"CLS": {"pool": "cls"}}
 WINNERS = {name: METHODS[name] for name in ("GAP", "GE", "Slot", "CaiT", "SimPool")}  # the paper's Table 2
 UNIVERSAL = {name: METHODS[name] for name in ("GAP", "max", "GeM", "CaiT", "SimPool")}
-
-# The best of `learning_rate_search`, whose runs are recorded beside the results.
-LEARNING_RATES: dict[str, dict[str, float]] = {
-    "convnet_micro": {
-        "gap": 4e-3,
-        "max": 16e-3,
-        "gem": 4e-3,
-        "lse": 4e-3,
-        "how": 5e-4,
-        "kmeans": 4e-3,
-        "otk": 8e-3,
-        "slot": 5e-4,
-        "se": 8e-3,
-        "cbam": 1e-3,
-        "ge": 8e-3,
-        "vit": 2e-3,
-        "cait": 5e-4,
-        "simpool": 2e-3,
-    },
-    "vit_micro": {"cls": 5e-4, "gap": 5e-4, "ge": 5e-4, "slot": 2.5e-4, "cait": 2.5e-4, "simpool": 1e-3},
-}
+HEADLINE = {name: METHODS[name] for name in ("GAP", "SimPool")}
+MORE_IMAGES = 4 * 4096
 
 CONDITIONS = {
     "default": {},
@@ -83,23 +83,236 @@ CONDITIONS = {
     "large digit": {"images": {"object_size": (25, 31)}},
     "no fragments": {"images": {"distractors": 0}},
     "8 fragments": {"images": {"distractors": 8}},
-    "photo": {"target": "photo"},
+    "photo": {"changes": {"target": "photo"}},
 }
+LEFT_OF_TABLE_10 = {"table": "10", "source": "Table 10, left"}
+SUBSETS = ["".join(letters) for size in range(4) for letters in combinations("qkv", size)]
+
+
+def _simpool(**pool_kwargs: object) -> dict:
+    return {"pool_kwargs": pool_kwargs}
+
+
+def _ablated(**pool_kwargs: object) -> dict:
+    return {"pool": "ablated_simpool", "pool_kwargs": pool_kwargs}
+
+
+def _vectors(k: int) -> dict[str, dict]:
+    several = _ablated(init="kmeans", k=k, reduce="concat")
+    return {f"k = {k}, max": several | {"model_options": {"max_logits": True}}, f"k = {k}, concat": several}
+
+
+EXPERIMENTS = (
+    Experiment(
+        name="first-light",
+        notebook="00",
+        question="what a ConvNet gains when SimPool replaces its average",
+        kind="convnet",
+        variants=HEADLINE,
+        smoke=("GAP", "SimPool"),
+        budget="full",
+        keep_models=1,
+    ),
+    Experiment(
+        name="first-light",
+        notebook="00",
+        question="what a transformer gains when SimPool replaces its class token or its average",
+        kind="transformer",
+        variants=CLS | HEADLINE,
+        smoke=("CLS", "GAP", "SimPool"),
+        budget="full",
+        keep_models=1,
+    ),
+    Experiment(
+        name="more-images",
+        notebook="00",
+        question="the same on four times the images, so that the transformer cannot learn them by heart",
+        kind="transformer",
+        variants=CLS | HEADLINE,
+        smoke=("CLS", "GAP", "SimPool"),
+        budget="full",
+        images={"num_images": MORE_IMAGES},
+        changes={"epochs": 5},
+        most_seeds=2,
+    ),
+    Experiment(
+        name="tournament",
+        notebook="04",
+        question="which of fourteen poolings a ConvNet needs",
+        kind="convnet",
+        variants=METHODS,
+        smoke=("GAP", "SimPool"),
+        budget="tournament",
+        paper={"table": "2", "network": "ResNet-50", "setting": "100 epochs"},
+    ),
+    Experiment(
+        name="tournament",
+        notebook="04",
+        question="which of six poolings a transformer needs",
+        kind="transformer",
+        variants=CLS | WINNERS,
+        smoke=("CLS", "SimPool"),
+        budget="tournament",
+        paper={"table": "2", "network": "ViT-S", "setting": "100 epochs"},
+    ),
+    *(
+        Experiment(
+            name="who-wins-where",
+            notebook="04",
+            question="whether the best pooling depends on the size of the object, the clutter and the task",
+            kind="any",
+            variants=UNIVERSAL,
+            smoke=("GAP", "SimPool"),
+            budget="tournament",
+            condition=condition,
+            **changes,
+        )
+        for condition, changes in CONDITIONS.items()
+    ),
+    Experiment(
+        name="init",
+        notebook="05",
+        question="where the query starts",
+        kind="convnet",
+        variants={"SimPool": {}}
+        | {f"U0 {start}": _ablated(init=start) for start in ("max", "energy", "learned", "random")},
+        smoke=("SimPool", "U0 learned"),
+        paper=LEFT_OF_TABLE_10,
+    ),
+    Experiment(
+        name="init",
+        notebook="05",
+        question="where the query of a transformer starts",
+        kind="transformer",
+        variants={"SimPool": {}, "U0 learned": _ablated(init="learned"), "U0 CLS": _ablated(init="cls")},
+        smoke=("SimPool", "U0 CLS"),
+        paper=LEFT_OF_TABLE_10,
+    ),
+    Experiment(
+        name="iterations",
+        notebook="05",
+        question="one step or more, with the same parameters in each step or with its own",
+        kind="any",
+        variants={"SimPool": {}}
+        | {f"{T} iterations": _ablated(T=T) for T in (2, 3, 5)}
+        | {f"{T} layers": _ablated(T=T, separate=True) for T in (2, 3, 5)},
+        smoke=("SimPool", "3 iterations"),
+        paper=LEFT_OF_TABLE_10,
+    ),
+    Experiment(
+        name="layernorm",
+        notebook="06",
+        question="which of query, keys and values need a LayerNorm",
+        kind="any",
+        variants={"SimPool": {}} | {f"LN {s or 'none'}": _ablated(norm=s) for s in SUBSETS if s != "kv"},
+        smoke=("SimPool", "LN none"),
+    ),
+    Experiment(
+        name="linear",
+        notebook="06",
+        question="which of query, keys and values need a linear map, and whether two can share one",
+        kind="any",
+        variants={"SimPool": {}}
+        | {f"W {s or 'none'}": _ablated(linear=s) for s in ("", "q", "k", "qkv")}
+        | {"W_Q = W_K": _ablated(tied=True), "LN qkv, W qkv": _ablated(norm="qkv", linear="qkv")},
+        smoke=("SimPool", "W_Q = W_K"),
+        paper=LEFT_OF_TABLE_10,
+    ),
+    Experiment(
+        name="norm-order",
+        notebook="06",
+        question="whether a transformer is pooled after its final norm or before it",
+        kind="transformer",
+        variants={
+            "SimPool": {},
+            "LN none": _ablated(norm=""),
+            "before the norm": {"norm_first": False},
+            "before the norm, LN none": _ablated(norm="") | {"norm_first": False},
+        },
+        smoke=("SimPool", "before the norm"),
+    ),
+    Experiment(
+        name="exponent",
+        notebook="07",
+        question="what the exponent gamma does, fixed and learned",
+        kind="any",
+        variants={"SimPool": {}}
+        | {f"gamma {g:g}": _simpool(gamma=g) for g in (1.0, 1.25, 1.5, 2.0, 3.0, 5.0)}
+        | {"gamma learned": _ablated(gamma=2.0, learn_gamma=True)},
+        smoke=("SimPool", "gamma 2"),
+        keep_models=1,
+    ),
+    Experiment(
+        name="shift",
+        notebook="07",
+        question="what the minimum runs over, at gamma 2",
+        kind="any",
+        variants={"shift image": _simpool(gamma=2.0)}
+        | {f"shift {name}": _simpool(gamma=2.0, shift=name) for name in ("batch", "channel")},
+        smoke=("shift image", "shift batch"),
+    ),
+    Experiment(
+        name="heads",
+        notebook="08",
+        question="how many heads",
+        kind="any",
+        variants={"SimPool": {}} | {f"{m} heads": _simpool(num_heads=m) for m in (2, 4, 8)},
+        smoke=("SimPool", "4 heads"),
+        paper=LEFT_OF_TABLE_10,
+    ),
+    Experiment(
+        name="similarity",
+        notebook="08",
+        question="how query and key are compared",
+        kind="any",
+        variants={"SimPool": {}} | {name: _ablated(similarity=name) for name in ("cosine", "distance")},
+        smoke=("SimPool", "cosine"),
+        paper=LEFT_OF_TABLE_10,
+    ),
+    Experiment(
+        name="attention",
+        notebook="08",
+        question="how similarity becomes attention; GAP has none",
+        kind="any",
+        variants={
+            "SimPool": {},
+            "other axis": _ablated(attention="softmax_over_vectors"),
+            "sparsemax": _ablated(attention="sparsemax"),
+            "sigmoid": _ablated(attention="sigmoid"),
+            "GAP": METHODS["GAP"],
+        },
+        smoke=("SimPool", "sparsemax", "GAP"),
+        paper=LEFT_OF_TABLE_10,
+    ),
+    Experiment(
+        name="vectors",
+        notebook="08",
+        question="k queries from k-means, joined by concatenation or by the maximum of the logits",
+        kind="any",
+        variants={"SimPool": {}} | _vectors(2) | _vectors(3) | _vectors(5),
+        smoke=("SimPool", "k = 2, max"),
+        paper=LEFT_OF_TABLE_10,
+    ),
+)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a notebook's parameters say.
+    """What the parameters of a notebook say.
 
     Args:
-        profile: "smoke", "laptop" or "gpu".
+        profile: "smoke" executes every line in seconds, "laptop" is what was recorded, "gpu" is for larger backbones
+            and data, with larger batches.
         seeds: how many.
         dataset: see :func:`~simpool_lite.load_data`.
-        data_root: likewise.
+        data_root: see there, too.
         backbone: any timm model; None is ``convnet_micro`` and ``vit_micro``, or larger ones under "gpu".
 
     Raises:
         ValueError: there is no such profile.
+
+    >>> [grid.base["backbone"] for grid in Setting().grids("init")]
+    ['convnet_micro', 'vit_micro']
     """
 
     profile: str = "laptop"
@@ -123,247 +336,100 @@ class Setting:
             return {"transformer" if is_transformer(self.backbone) else "convnet": self.backbone}
         return GPU_BACKBONES if self.profile == "gpu" else BACKBONES
 
-    def grid(
-        self,
-        experiment: str,
-        kind: Kind,
-        variants: dict[str, dict],
-        smoke: tuple[str, ...],
-        images: dict | None = None,
-        epochs: dict[str, int] = EPOCHS,
-        **base: object,
-    ) -> list[Grid]:
-        """The grid of some variants on the backbone of a kind; none if the reader named one of the other kind.
+    def grids(self, name: str) -> list[Grid]:
+        """The grids of an experiment, one per backbone: none for a kind of backbone that the reader did not name.
 
-        Args:
-            experiment: its name.
-            kind: of the backbone; "any" is the one that the reader named, else the ConvNet.
-            variants: name to the fields of :class:`~simpool_lite.experiments.config.RunConfig` that differ; those
-                without a ``pool`` are SimPool.
-            smoke: the variants that the profile "smoke" keeps.
-            images: options of photo-digits that differ.
-            epochs: of the small backbones.
-            **base: further fields that all variants share.
+        Raises:
+            ValueError: there is no such experiment.
         """
-        backbones = self.backbones()
-        backbone = next(iter(backbones.values())) if kind == "any" else backbones.get(kind)
-        if backbone is None:
-            return []
-        if self.profile == "smoke":
-            variants = {name: variants[name] for name in smoke}
-        variants = {name: _with_learning_rate(backbone, {"pool": "simpool"} | v) for name, v in variants.items()}
-        seeds = min(self.seeds, SMOKE_SEEDS) if self.profile == "smoke" else self.seeds
-        return [Grid(experiment, self._base(backbone, images or {}, epochs) | base, variants, seeds, self.profile)]
+        return [grid for _, grid in self._parts(name)]
 
-    def _base(self, backbone: str, images: dict, epochs: dict[str, int]) -> dict:
-        base = {"backbone": backbone, "dataset": self.dataset, "data_root": self.data_root}
-        base["epochs"] = 1 if self.profile == "smoke" else epochs.get(backbone, OTHER_EPOCHS)
+    def conditions(self, name: str) -> dict[str, Grid]:
+        """The grids of an experiment by condition."""
+        return {part.condition: grid for part, grid in self._parts(name)}
+
+    def base(self, backbone: str, experiment: Experiment | None = None, budget: str = "short") -> dict:
+        """The fields of a :class:`~simpool_lite.experiments.config.RunConfig` that the runs on a backbone share."""
+        if experiment is not None:
+            budget = experiment.budget
+        allowed = BUDGETS[budget].get(backbone, OTHER)
+        base = {"backbone": backbone, "dataset": self.dataset, "data_root": self.data_root, "epochs": allowed.epochs}
         if self.profile == "gpu":
             base["batch_size"] = 128
         if self.dataset == "photo-digits":
-            default = IMAGES if self.profile != "gpu" else GPU_IMAGES
-            if self.profile == "smoke":
-                default = default | SMOKE_IMAGES
-            base |= {"target": "digit", "data_options": default | images}
-        return base
+            images = (GPU_IMAGES if self.profile == "gpu" else allowed.images) | (
+                experiment.images if experiment else {}
+            )
+            base |= {"target": "digit", "data_options": images | (SMOKE_IMAGES if self.profile == "smoke" else {})}
+        base |= experiment.changes if experiment else {}
+        return base | ({"epochs": 1} if self.profile == "smoke" else {})
+
+    def _parts(self, name: str) -> list[tuple[Experiment, Grid]]:
+        parts = [experiment for experiment in EXPERIMENTS if experiment.name == name]
+        if not parts:
+            names = ", ".join(dict.fromkeys(experiment.name for experiment in EXPERIMENTS))
+            raise ValueError(f"name: expected an experiment ({names}), got {name!r}")
+        grids = ((part, self._grid(part)) for part in parts if part.condition in self._conditions())
+        return [(part, grid) for part, grid in grids if grid is not None]
+
+    def _conditions(self) -> Collection[str]:
+        """Which conditions there are; only photo-digits has more than the default."""
+        if self.dataset != "photo-digits":
+            return ("", "default")
+        return ("", "default", "photo") if self.profile == "smoke" else ("", *CONDITIONS)
+
+    def _grid(self, experiment: Experiment) -> Grid | None:
+        backbones = self.backbones()
+        backbone = next(iter(backbones.values())) if experiment.kind == "any" else backbones.get(experiment.kind)
+        if backbone is None:
+            return None
+        smoke, variants = self.profile == "smoke", experiment.variants
+        if smoke:
+            variants = {name: variants[name] for name in experiment.smoke}
+        budget = BUDGETS[experiment.budget].get(backbone, OTHER)
+        return Grid(
+            experiment.name,
+            self.base(backbone, experiment),
+            {name: with_learning_rate(changes, budget) for name, changes in variants.items()},
+            min(self.seeds, experiment.most_seeds, SMOKE_SEEDS if smoke else self.seeds),
+            self.profile,
+            experiment.keep_models,
+        )
 
 
-def _with_learning_rate(backbone: str, changes: dict) -> dict:
-    method = "simpool" if changes["pool"] == "simpool_variant" else changes["pool"]
-    return changes | {"learning_rate": LEARNING_RATES.get(backbone, {}).get(method, OTHER_LEARNING_RATE)}
+def with_learning_rate(changes: dict, budget: Budget) -> dict:
+    """A variant with its pooling, SimPool unless it names one, and the learning rate of that pooling."""
+    changes = {"pool": "simpool"} | changes
+    return changes | {"learning_rate": budget.learning_rate(changes["pool"])}
 
 
-def tournament(setting: Setting) -> list[Grid]:
-    """Notebook 04: every method on a ConvNet; the paper's group winners, GAP and CLS on a transformer."""
-    return [
-        *setting.grid("tournament", "convnet", METHODS, ("GAP", "SimPool"), epochs=TOURNAMENT_EPOCHS),
-        *setting.grid("tournament", "transformer", CLS | WINNERS, ("CLS", "SimPool"), epochs=TOURNAMENT_EPOCHS),
-    ]
+def is_transformer(backbone: str) -> bool:
+    """Whether a backbone has a class token that could be its pooling."""
+    return backbone.startswith(("vit", "deit"))
 
 
-def who_wins_where(setting: Setting) -> dict[str, Grid]:
-    """Notebook 04: five methods on the ConvNet, condition by condition, one change at a time.
-
-    The digit's size, the number of fragments and the task; with other data than photo-digits only the default.
-    """
-    conditions = CONDITIONS if setting.dataset == "photo-digits" else {"default": {}}
-    if setting.profile == "smoke":
-        conditions = {name: conditions[name] for name in ("default", "photo") if name in conditions}
-    shared = {"smoke": ("GAP", "SimPool"), "epochs": TOURNAMENT_EPOCHS}
-    grids = {
-        name: setting.grid("who-wins-where", "any", UNIVERSAL, **shared, **changes)
-        for name, changes in conditions.items()
-    }
-    return {name: grid[0] for name, grid in grids.items() if grid}
-
-
-def init(setting: Setting) -> list[Grid]:
-    """Notebook 05: where the query starts."""
-    starts = {"SimPool": {}} | {f"U0 {name}": _simpool(init=name) for name in ("max", "energy", "learned", "random")}
-    token = {"SimPool": {}, "U0 learned": _simpool(init="learned"), "U0 CLS": _variant(init="cls")}
-    return [
-        *setting.grid("init", "convnet", starts, smoke=("SimPool", "U0 learned")),
-        *setting.grid("init", "transformer", token, smoke=("SimPool", "U0 CLS")),
-    ]
-
-
-def iterations(setting: Setting) -> list[Grid]:
-    """Notebook 05: T steps with the same parameters (ITER in the paper's Table 10) or with their own (LAYERS)."""
-    variants = {"SimPool": {}}
-    variants |= {f"{T} iterations": _variant(T=T) for T in (2, 3, 5)}
-    variants |= {f"{T} layers": _variant(T=T, separate=True) for T in (2, 3, 5)}
-    return setting.grid("iterations", "any", variants, smoke=("SimPool", "3 iterations"))
-
-
-def layer_norm(setting: Setting) -> list[Grid]:
-    """Notebook 06: LayerNorm on every subset of q, k and v."""
-    subsets = ["".join(letters) for size in range(4) for letters in combinations("qkv", size)]
-    variants = {"SimPool": {}} | {f"LN {s or 'none'}": _simpool(norm=s) for s in subsets if s != "kv"}
-    return setting.grid("layernorm", "any", variants, smoke=("SimPool", "LN none"))
-
-
-def linear(setting: Setting) -> list[Grid]:
-    """Notebook 06: linear maps on none, one, two or all of q, k and v, one map for q and k, and all with LN on all."""
-    variants = {"SimPool": {}} | {f"W {s or 'none'}": _simpool(linear=s) for s in ("", "q", "k", "qkv")}
-    variants |= {"W_Q = W_K": _variant(tied=True), "LN qkv, W qkv": _simpool(norm="qkv", linear="qkv")}
-    return setting.grid("linear", "any", variants, smoke=("SimPool", "W_Q = W_K"))
-
-
-def norm_order(setting: Setting) -> list[Grid]:
-    """Notebook 06: a transformer pooled after its final norm (the default) or before it, with and without LN."""
-    variants = {
-        "SimPool": {},
-        "LN none": _simpool(norm=""),
-        "before the norm": {"norm_first": False},
-        "before the norm, LN none": _simpool(norm="") | {"norm_first": False},
-    }
-    return setting.grid("norm-order", "transformer", variants, smoke=("SimPool", "before the norm"))
-
-
-def exponent(setting: Setting) -> list[Grid]:
-    """Notebook 07: the exponent gamma, fixed and learned; SimPool itself has none."""
-    variants = {"SimPool": {}} | {f"gamma {g:g}": _simpool(gamma=g) for g in (1.0, 1.25, 1.5, 2.0, 3.0, 5.0)}
-    variants |= {"gamma learned": _simpool(gamma=2.0, learn_gamma=True)}
-    return setting.grid("exponent", "any", variants, smoke=("SimPool", "gamma 2"))
-
-
-def shift(setting: Setting) -> list[Grid]:
-    """Notebook 07: what the minimum runs over, at gamma 2."""
-    variants = {"shift image": _simpool(gamma=2.0)}
-    variants |= {f"shift {name}": _simpool(gamma=2.0, shift=name) for name in ("batch", "channel")}
-    return setting.grid("shift", "any", variants, smoke=("shift image", "shift batch"))
-
-
-def heads(setting: Setting) -> list[Grid]:
-    """Notebook 08: number of heads."""
-    variants = {"SimPool": {}} | {f"{m} heads": _simpool(num_heads=m) for m in (2, 4, 8)}
-    return setting.grid("heads", "any", variants, smoke=("SimPool", "4 heads"))
-
-
-def similarity(setting: Setting) -> list[Grid]:
-    """Notebook 08: similarity of query and key."""
-    variants = {"SimPool": {}} | {name: _variant(similarity=name) for name in ("cosine", "distance")}
-    return setting.grid("similarity", "any", variants, smoke=("SimPool", "cosine"))
-
-
-def attention(setting: Setting) -> list[Grid]:
-    """Notebook 08: from similarity to attention, and GAP, which has none."""
-    functions = {"other axis": "softmax_over_vectors", "sparsemax": "sparsemax", "sigmoid": "sigmoid"}
-    variants = {"SimPool": {}} | {name: _variant(attention=function) for name, function in functions.items()}
-    variants["GAP"] = METHODS["GAP"]
-    return setting.grid("attention", "any", variants, smoke=("SimPool", "sparsemax", "GAP"))
-
-
-def vectors(setting: Setting) -> list[Grid]:
-    """Notebook 08: k queries from k-means, their vectors joined by concatenation or by the maximum of the logits."""
-    variants = {"SimPool": {}}
-    for k in (2, 3, 5):
-        several = _variant(init="kmeans", k=k, reduce="concat")
-        variants[f"k = {k}, max"] = several | {"model_options": {"max_logits": True}}
-        variants[f"k = {k}, concat"] = several
-    return setting.grid("vectors", "any", variants, smoke=("SimPool", "k = 2, max"))
-
-
-def learning_rate_search(kind: Kind) -> Grid:
-    """The search behind :data:`LEARNING_RATES`, first round: every method at the same rates, on one seed."""
-    backbone, methods = BACKBONES[kind], METHODS if kind == "convnet" else CLS | WINNERS
-    variants = {
-        f"{name} {rate:g}": changes | {"learning_rate": rate}
-        for name, changes in methods.items()
-        for rate in SEARCHED_RATES[backbone]
-    }
-    base = Setting()._base(backbone, {}, SEARCH_EPOCHS)
-    return Grid("suite-learning-rates", base, variants, seeds=SEARCH_SEEDS[:1])
-
-
-def learning_rate_playoff(kind: Kind, first_round: pd.DataFrame) -> Grid:
-    """The second round: the two best rates of every method with the tournament's epochs, on another seed.
-
-    Args:
-        kind: of the backbone.
-        first_round: the records of :func:`learning_rate_search`.
-    """
-    grid = learning_rate_search(kind)
-    backbone = grid.base["backbone"]
-    first_round = first_round[first_round.variant.isin(grid.variants) & (first_round.backbone == backbone)]
-    best = first_round.sort_values("top1", ascending=False, kind="stable").groupby("pool").head(2).variant
-    variants = {name: changes for name, changes in grid.variants.items() if name in set(best)}
-    return replace(
-        grid, base=grid.base | {"epochs": TOURNAMENT_EPOCHS[backbone]}, variants=variants, seeds=SEARCH_SEEDS[1:]
-    )
-
-
-def best_learning_rates(second_round: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """For each backbone the methods' rates with the highest accuracy in the second round."""
-    rate = second_round.config.map(lambda config: json.loads(config)["learning_rate"])
-    by_backbone = second_round.assign(rate=rate).set_index("rate").groupby("backbone")
-    return {backbone: runs.groupby("pool").top1.idxmax().to_dict() for backbone, runs in by_backbone}
-
-
-def _simpool(**pool_kwargs: object) -> dict:
-    return {"pool_kwargs": pool_kwargs}
-
-
-def _variant(**pool_kwargs: object) -> dict:
-    return {"pool": "simpool_variant", "pool_kwargs": pool_kwargs}
-
-
-NOTEBOOKS = {
-    "04": (tournament, who_wins_where),
-    "05": (init, iterations),
-    "06": (layer_norm, linear, norm_order),
-    "07": (exponent, shift),
-    "08": (heads, similarity, attention, vectors),
-}
+def notebooks() -> dict[str, list[str]]:
+    """The experiments that each notebook shows, by its number."""
+    shown: dict[str, list[str]] = {}
+    for experiment in EXPERIMENTS:
+        names = shown.setdefault(experiment.notebook, [])
+        if experiment.name not in names:
+            names.append(experiment.name)
+    return shown
 
 
 def runs_table() -> pd.DataFrame:
-    """What the laptop profile runs, and the search before it: one row an experiment and backbone.
+    """What the laptop profile runs: one row per experiment and backbone.
 
     Returns:
-        Columns ``experiment notebook backbone runs`` and ``what for``; runs that an earlier row has are not counted.
+        Columns ``experiment notebook backbone runs question``; runs that an earlier row has are not counted.
     """
-    seen: set[str] = set()
-    rows = []
-    for notebook, grid, what_for in _grids():
+    setting, seen, rows = Setting(), set(), []
+    for experiment in EXPERIMENTS:
+        grid = setting._grid(experiment)
         hashes = {config.hash() for _, config in grid.runs()}
-        row = {"experiment": grid.experiment, "notebook": notebook, "backbone": grid.base["backbone"]}
-        rows.append(row | {"runs": len(hashes - seen), "what for": what_for})
+        row = {"experiment": experiment.name, "notebook": experiment.notebook, "backbone": grid.base["backbone"]}
+        rows.append(row | {"runs": len(hashes - seen), "question": experiment.question})
         seen |= hashes
-    keys = ["experiment", "notebook", "backbone", "what for"]
+    keys = ["experiment", "notebook", "backbone", "question"]
     return pd.DataFrame(rows).groupby(keys, sort=False).runs.sum().reset_index()
-
-
-def _grids() -> Iterator[tuple[str, Grid, str]]:
-    """Every grid of the suite with its notebook and what it is for."""
-    searched = Store(recorded_results()).records().query("experiment == 'suite-learning-rates'")
-    first_round = searched[searched.seed == SEARCH_SEEDS[0]]
-    for kind in BACKBONES:
-        yield "all", learning_rate_search(kind), "the learning rate of every method, on a seed that is not reported"
-        yield "all", learning_rate_playoff(kind, first_round), "the better of its two best rates, on another such seed"
-    for notebook, functions in NOTEBOOKS.items():
-        for function in functions:
-            grids = function(Setting())
-            what_for = function.__doc__.splitlines()[0].removeprefix(f"Notebook {notebook}: ").removesuffix(".")
-            for grid in grids.values() if isinstance(grids, dict) else grids:
-                yield notebook, grid, what_for

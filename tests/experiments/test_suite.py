@@ -7,29 +7,18 @@ import pytest
 import torch
 
 from simpool_lite import create_model
+from simpool_lite.experiments.budgets import BUDGETS, SEARCH_SEEDS
 from simpool_lite.experiments.grid import run
+from simpool_lite.experiments.search import best_learning_rates, learning_rate_playoff, learning_rate_search
 from simpool_lite.experiments.store import Store, recorded_results
-from simpool_lite.experiments.suite import (
-    BACKBONES,
-    LEARNING_RATES,
-    NOTEBOOKS,
-    SEARCH_SEEDS,
-    Setting,
-    best_learning_rates,
-    exponent,
-    heads,
-    learning_rate_playoff,
-    learning_rate_search,
-    norm_order,
-    runs_table,
-    tournament,
-    who_wins_where,
-)
+from simpool_lite.experiments.suite import BACKBONES, Setting, notebooks, runs_table
+
+NOTEBOOKS = notebooks()
+ABLATIONS = ("04", "05", "06", "07", "08")
 
 
 def grids(notebook: str, setting: Setting) -> list:
-    made = [function(setting) for function in NOTEBOOKS[notebook]]
-    return [grid for some in made for grid in (some.values() if isinstance(some, dict) else some)]
+    return [grid for name in NOTEBOOKS[notebook] for grid in setting.grids(name)]
 
 
 def configs(notebook: str, setting: Setting) -> dict:
@@ -38,8 +27,9 @@ def configs(notebook: str, setting: Setting) -> dict:
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_smoke_is_a_few_short_runs(notebook):
-    runs = configs(notebook, Setting("smoke")).values()
-    assert len(runs) <= 12
+    setting = Setting("smoke")
+    runs = configs(notebook, setting).values()
+    assert len(runs) <= 18
     assert {run.seed for run in runs} == {0, 1}
     assert all(run.epochs == 1 and run.data_options["num_images"] <= 128 for run in runs)
     # Every experiment of the notebook is there, and its default.
@@ -66,28 +56,31 @@ def test_every_variant_makes_a_model(notebook):
     assert all(logits.shape == (2, 10) and logits.isfinite().all() for logits in made.values())
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS)
+@pytest.mark.parametrize("notebook", ABLATIONS)
 def test_one_factor_at_a_time_in_pairs_by_seed(notebook):
     for grid in grids(notebook, Setting()):
         assert grid.seeds == 5 and len(grid.variants) >= 3
-        rates = {v["learning_rate"] for v in grid.variants.values() if v["pool"].startswith("simpool")}
+        rates = {v["learning_rate"] for v in grid.variants.values() if "simpool" in v["pool"]}
         assert len(rates) == 1
         for name, changes in grid.variants.items():
             assert "seed" not in changes and "epochs" not in changes, name
 
 
 def test_the_default_is_computed_once():
-    default = {config.hash() for variant, config in exponent(Setting())[0].runs() if variant == "SimPool"}
+    default = {config.hash() for variant, config in Setting().grids("exponent")[0].runs() if variant == "SimPool"}
     for notebook in ("05", "06", "07", "08"):
         assert default <= set(configs(notebook, Setting())), notebook
-    of_tournament = {config.hash() for _, config in tournament(Setting())[0].runs()}
-    assert {config.hash() for _, config in who_wins_where(Setting())["default"].runs()} <= of_tournament
+    of_tournament = {config.hash() for _, config in Setting().grids("tournament")[0].runs()}
+    default = Setting().conditions("who-wins-where")["default"]
+    assert {config.hash() for _, config in default.runs()} <= of_tournament
 
 
 def test_a_backbone_of_the_readers_keeps_what_suits_it():
-    assert [grid.base["backbone"] for grid in tournament(Setting(backbone="resnet18"))] == ["resnet18"]
-    assert "CLS" in tournament(Setting(backbone="vit_small_patch16_224"))[0].variants
-    assert norm_order(Setting(backbone="resnet18")) == []
+    assert [grid.base["backbone"] for grid in Setting(backbone="resnet18").grids("tournament")] == ["resnet18"]
+    assert "CLS" in Setting(backbone="vit_small_patch16_224").grids("tournament")[0].variants
+    assert Setting(backbone="resnet18").grids("norm-order") == []
+    first_light = Setting(seeds=1, backbone="vit_small_patch16_224").grids("first-light")
+    assert [config.pool for grid in first_light for _, config in grid.runs()] == ["cls", "gap", "simpool"]
     for notebook in NOTEBOOKS:  # there is something to see on any backbone
         made = grids(notebook, Setting(backbone="vit_small_patch16_224"))
         assert made and {grid.base["backbone"] for grid in made} == {"vit_small_patch16_224"}
@@ -95,14 +88,16 @@ def test_a_backbone_of_the_readers_keeps_what_suits_it():
 
 def test_data_of_the_readers():
     setting = Setting(dataset="folder", data_root="photos", backbone="resnet18")
-    (grid,) = tournament(setting)
+    (grid,) = setting.grids("tournament")
     assert grid.base["data_root"] == "photos" and "data_options" not in grid.base and "target" not in grid.base
-    assert list(who_wins_where(setting)) == ["default"]
+    assert list(setting.conditions("who-wins-where")) == ["default"]
 
 
-def test_unknown_profile():
+def test_unknown_names():
     with pytest.raises(ValueError, match="profile: expected one of smoke, laptop, gpu, got 'fast'"):
         Setting("fast")
+    with pytest.raises(ValueError, match=r"name: expected an experiment .*, got 'innit'"):
+        Setting().grids("innit")
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
@@ -119,7 +114,7 @@ def test_a_recorded_run_can_be_repeated(tmp_path):
     On another processor sums are rounded otherwise, which is half of another seed (data/results/README.md). So this
     takes a variant that depends little on it: when the sums were last rearranged its five runs moved by 1.6 at most.
     """
-    (grid,) = heads(Setting())
+    (grid,) = Setting().grids("heads")
     one = replace(grid, variants={"8 heads": grid.variants["8 heads"]}, seeds=1)
     again = run(one, Store(tmp_path), workers=1, device="cpu", progress=False)
     recorded = Store(recorded_results()).records().set_index("config_hash").loc[again.config_hash[0]]
@@ -128,19 +123,19 @@ def test_a_recorded_run_can_be_repeated(tmp_path):
 
 
 def test_search_seeds_are_not_reported():
-    searched = {config.seed for kind in ("convnet", "transformer") for _, config in learning_rate_search(kind).runs()}
+    searched = {config.seed for kind in BACKBONES for _, config in learning_rate_search(kind).runs()}
     reported = {config.seed for notebook in NOTEBOOKS for config in configs(notebook, Setting()).values()}
     assert not (searched | set(SEARCH_SEEDS)) & reported
 
 
 def test_every_method_is_searched_with_the_same_budget():
-    for kind, grid in ((kind, learning_rate_search(kind)) for kind in ("convnet", "transformer")):
+    for grid in map(learning_rate_search, BACKBONES):
         tried = {}
         for _, config in grid.runs():
             tried.setdefault(config.pool, []).append((config.learning_rate, config.epochs))
         assert len({tuple(tries) for tries in tried.values()}) == 1
-        (tournament_grid,) = (g for g in tournament(Setting()) if g.base["backbone"] == grid.base["backbone"])
-        assert {changes["pool"] for changes in tournament_grid.variants.values()} == set(tried), kind
+        (tournament_grid,) = (g for g in Setting().grids("tournament") if g.base["backbone"] == grid.base["backbone"])
+        assert {changes["pool"] for changes in tournament_grid.variants.values()} == set(tried)
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +147,10 @@ def rounds():
 
 
 def test_the_learning_rates_are_the_best_of_the_recorded_search(rounds):
-    assert best_learning_rates(rounds[1]) == LEARNING_RATES
+    first_light = Store(recorded_results()).records().query("experiment == 'learning-rate-search'")
+    for budget, runs in (("short", rounds[1]), ("full", first_light)):
+        searched = {backbone: allowed.learning_rates for backbone, allowed in BUDGETS[budget].items()}
+        assert best_learning_rates(runs) == searched
 
 
 @pytest.mark.parametrize("kind", ["convnet", "transformer"])
@@ -164,19 +162,18 @@ def test_both_rounds_of_the_search_are_recorded(rounds, kind):
     for pool, tried in rounds[0][rounds[0].backbone == BACKBONES[kind]].groupby("pool"):
         finalists = [name for name, changes in playoff.variants.items() if changes["pool"] == pool]
         assert set(finalists) == set(tried.nlargest(2, "top1").variant)
-    (tournament_grid,) = (g for g in tournament(Setting()) if g.base["backbone"] == BACKBONES[kind])
+    (tournament_grid,) = (g for g in Setting().grids("tournament") if g.base["backbone"] == BACKBONES[kind])
     assert playoff.base["epochs"] == tournament_grid.base["epochs"]
 
 
 def test_runs_are_counted_once():
     every = {key for notebook in NOTEBOOKS for key in configs(notebook, Setting())}
-    table = runs_table()
-    assert table[table.notebook != "all"].runs.sum() == len(every)
+    assert runs_table().runs.sum() == len(every)
 
 
 def test_the_table_of_runs_is_in_the_repository():
     text = (recorded_results() / "README.md").read_text()
-    rows = re.findall(r"^\| `([a-z-]+)` \| (\w+) \| `(\w+)` \| (\d+) \| (.*) \|$", text, re.M)
-    table = runs_table()[["experiment", "notebook", "backbone", "runs", "what for"]].astype(str)
+    rows = re.findall(r"^\| `([a-z-]+)` \| (\d\d) \| `(\w+)` \| (\d+) \| (.*) \|$", text, re.M)
+    table = runs_table()[["experiment", "notebook", "backbone", "runs", "question"]].astype(str)
     assert rows == [tuple(row) for row in table.itertuples(index=False)]
     assert f"{runs_table().runs.sum()} runs" in text

@@ -12,7 +12,6 @@ import torch
 
 from simpool_lite import create_model, load_data
 from simpool_lite.device import resolve_device
-from simpool_lite.experiments.budgets import base_config, first_light
 from simpool_lite.experiments.config import RunConfig
 from simpool_lite.experiments.run import load_split, train_and_measure, train_and_record
 from simpool_lite.experiments.store import COLUMNS, CURVE_COLUMNS, Store, make_record, record
@@ -205,14 +204,6 @@ def test_record_columns_of_the_design():
         attention_ap attention_entropy parameters images_per_second peak_memory_mb seconds status reason config_hash
         protocol package_version git_revision torch_version device started""".split()
     assert set(designed) <= set(row) and set(row) == set(COLUMNS)
-
-
-def test_experiments_have_profiles():
-    with pytest.raises(ValueError, match="profile: expected one of smoke, laptop, gpu, got 'huge'"):
-        base_config("vit_micro", "huge")
-    assert [config.pool for _, config in first_light("vit_micro", seeds=1).runs()] == ["cls", "gap", "simpool"]
-    assert [config.pool for _, config in first_light("resnet18", seeds=1).runs()] == ["gap", "simpool"]
-    assert len(list(first_light("convnet_micro", "smoke").runs())) == 4
 
 
 def test_more_training_images_keep_the_test_images():
