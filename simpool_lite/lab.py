@@ -49,6 +49,6 @@ from .measure.stats import (
     told_apart,
     trend,
 )
-from .pooling import Part, Pool, f_alpha, framework, register_pool
+from .pooling import AblatedSimPool, Part, Pool, f_alpha, framework, register_pool
 from .pooling.attend import attend
 from .pooling.framework import cosine, dot, negative_distance, ones, softmax, split_heads

@@ -5,12 +5,12 @@ from .framework import Part, Spec, f_alpha, generic_pool
 
 # A method is registered when it is imported, so this is the order of list_pools().
 # isort: off
-from .simple import GAP, HOW, LSE, GeM, Max
+from .simple import GAP, HOW, LSE, GAPMax, GeM, Max
 from .iterative import OTK, KMeans, Slot
 from .gating import CBAM, SE, GatherExcite
 from .transformer import CaiT, ViT
 from .simpool import SimPool
-from .variants import SimPoolVariant
+from .ablated import AblatedSimPool
 # isort: on
 
 __all__ = [
@@ -20,7 +20,9 @@ __all__ = [
     "LSE",
     "OTK",
     "SE",
+    "AblatedSimPool",
     "CaiT",
+    "GAPMax",
     "GatherExcite",
     "GeM",
     "KMeans",
@@ -28,7 +30,6 @@ __all__ = [
     "Part",
     "Pool",
     "SimPool",
-    "SimPoolVariant",
     "Slot",
     "Spec",
     "ViT",

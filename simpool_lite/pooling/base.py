@@ -1,15 +1,14 @@
 """What every pooling shares: reading tokens or maps, the attention map, the registry."""
 
 import inspect
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from types import FunctionType
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..checks import check_choice, check_int, did_you_mean
 from .framework import Spec, generic_pool
 
 _POOLS: dict[str, type["Pool"]] = {}
@@ -27,31 +26,19 @@ class Pool(nn.Module):
         dim: number of channels, d.
 
     Attributes:
+        group: the method's group in the paper's Table 1, 1 to 5; None for what is not there.
         dim: number of channels that come in.
         out_dim: number of channels that go out.
         needs_grid: whether tokens need their ``grid``, as the method looks at neighbours.
     """
 
+    group: int | None = None
     needs_grid = False
     any_dtype = False  # pool_tokens takes tokens as they come and does without a copy of them in float32
 
-    def __init_subclass__(cls, **kwargs) -> None:
-        super().__init_subclass__(**kwargs)
-        if "forward" not in vars(cls):
-            # torch.compile allows a code object eight recompilations. Were forward inherited, all
-            # poolings of a process together would have eight; so each class has its own copy.
-            source = cls.forward
-            cls.forward = FunctionType(
-                source.__code__.replace(), source.__globals__, "forward", source.__defaults__, source.__closure__
-            )
-            cls.forward.__doc__, cls.forward.__annotations__ = source.__doc__, source.__annotations__
-
     def __init__(self, dim: int) -> None:
         super().__init__()
-        if not isinstance(dim, int) or isinstance(dim, bool) or dim < 1:
-            raise ValueError(f"dim: expected the number of channels, an int of at least 1, got {dim!r}")
-        self.dim = dim
-        self.out_dim = dim
+        self.dim = self.out_dim = check_int("dim", dim)
 
     def pool_tokens(self, tokens: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor | None]:
         """Pool ``(B, N, d)`` tokens to z ``(B, out_dim)`` and raw weights ``(B, M, N)``.
@@ -90,10 +77,15 @@ class Pool(nn.Module):
                 fit ``grid``; ``grid`` is missing for tokens and the method needs it.
         """
         tokens, grid = self._read(x, grid)
+        dtype = accumulation_dtype(x.dtype)
+        own = {name: tensor for name, tensor in self._tensors() if tensor.is_floating_point()}
+        if any(tensor.dtype != dtype for tensor in own.values()):  # this method again, with all of them in that dtype
+            cast = {name: tensor.to(dtype) for name, tensor in own.items()}
+            return functional_call(self, cast, (x, grid, return_attention))
         with _autocast_off(x.device.type):
             # A pooling is one reduction over many positions: half precision would lose the sum
             # (and overflow in a power), so statistics and sums are float32 at least.
-            z, weights = self.pool_tokens(tokens if self.any_dtype else tokens.to(accumulation_dtype(x.dtype)), grid)
+            z, weights = self.pool_tokens(tokens if self.any_dtype else tokens.to(dtype), grid)
         if not return_attention:
             return z.to(x.dtype)
         if weights is None:
@@ -104,6 +96,10 @@ class Pool(nn.Module):
         if x.ndim == 4:
             attention = attention.unflatten(-1, grid)
         return z.to(x.dtype), attention.to(x.dtype)
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self.named_parameters()
+        yield from self.named_buffers()
 
     def _read(self, x: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, tuple[int, int] | None]:
         if not isinstance(x, Tensor) or not x.is_floating_point():
@@ -138,15 +134,6 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def in_dtype(layer: nn.Module, *inputs: Tensor) -> Tensor:
-    """``layer(*inputs)`` in the inputs' dtype, whatever the dtype of the layer's parameters."""
-    dtype = inputs[0].dtype
-    if next(layer.parameters()).dtype == dtype:
-        return layer(*inputs)
-    parameters = {name: parameter.to(dtype) for name, parameter in layer.named_parameters()}
-    return functional_call(layer, parameters, inputs)
-
-
 def to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """``(B, N, d)`` to ``(B, d, H, W)``."""
     return tokens.mT.unflatten(2, grid)
@@ -157,26 +144,10 @@ def to_tokens(maps: Tensor) -> Tensor:
     return maps.flatten(2).mT
 
 
-def check_int(name: str, value: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}: expected an int of at least 1, got {value!r}")
-
-
-def check_number(name: str, value: float, *, above_zero: bool = False) -> None:
-    ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not ok or value == 0 or (above_zero and value < 0):
-        raise ValueError(f"{name}: expected a finite number {'above' if above_zero else 'other than'} 0, got {value!r}")
-
-
-def check_choice(name: str, value: str, choices: object) -> None:
-    """``choices`` is a ``Literal``."""
-    if value not in choices.__args__:
-        raise ValueError(f"{name}: expected one of {', '.join(choices.__args__)}, got {value!r}")
-
-
-def check_heads(dim: int, num_heads: int) -> None:
-    if not isinstance(num_heads, int) or num_heads < 1 or dim % num_heads:
+def check_heads(dim: int, num_heads: int) -> int:
+    if dim % check_int("num_heads", num_heads):
         raise ValueError(f"num_heads: expected an int of at least 1 that divides dim = {dim}, got {num_heads!r}")
+    return int(num_heads)
 
 
 def _autocast_off(device_type: str) -> AbstractContextManager:
@@ -227,10 +198,17 @@ def create_pool(name: str, dim: int, **kwargs) -> Pool:
     torch.Size([2, 8])
     """
     if name not in _POOLS:
-        raise ValueError(f"name: expected one of {', '.join(list_pools())}, got {name!r}")
-    accepted = [p for p in inspect.signature(_POOLS[name]).parameters if p != "dim"]
+        check_choice("name", name, list_pools())
+    accepted = _arguments(name)
     for key in kwargs:
         if key not in accepted:
             expected = f"one of {', '.join(accepted)}" if accepted else "no further arguments"
-            raise TypeError(f"{key}: pool {name!r} does not have this argument; expected {expected}")
+            ablation = next((f"; {other!r} has it" for other in _UNLISTED if key in _arguments(other)), "")
+            hint = did_you_mean(key, accepted) or ablation
+            raise TypeError(f"{key}: pool {name!r} does not have this argument; expected {expected}{hint}")
     return _POOLS[name](dim, **kwargs)
+
+
+def _arguments(name: str) -> list[str]:
+    """The arguments of a pool beside ``dim``."""
+    return [argument for argument in inspect.signature(_POOLS[name]).parameters if argument != "dim"]

@@ -3,7 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Pool, check_int, in_dtype, register_pool, to_map, to_tokens
+from ..checks import check_int
+from .base import Pool, register_pool, to_map, to_tokens
 from .framework import Part, Spec, dot, gap, same, sigmoid, uniform
 
 
@@ -31,13 +32,15 @@ class SE(Pool):
     torch.Size([2, 16])
     """
 
+    group = 3
+
     def __init__(self, dim: int, reduction: int = 16) -> None:
         super().__init__(dim)
         self.mlp = _mlp(dim, reduction, bias=True)
 
     def pool_tokens(self, tokens: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, None]:
         average = tokens.mean(1)
-        return in_dtype(self.mlp, average).sigmoid() * average, None
+        return self.mlp(average).sigmoid() * average, None
 
     def spec(self) -> Spec:
         return Spec(
@@ -79,6 +82,7 @@ class CBAM(Pool):
     (torch.Size([2, 16]), torch.Size([2, 1, 6]))
     """
 
+    group = 3
     needs_grid = True
 
     def __init__(self, dim: int, reduction: int = 16) -> None:
@@ -87,9 +91,9 @@ class CBAM(Pool):
         self.conv = nn.Conv2d(1, 1, 7, padding=3)
 
     def pool_tokens(self, tokens: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
-        gate = in_dtype(self.mlp, tokens.mean(1)).sigmoid()  # q, (B, d)
+        gate = self.mlp(tokens.mean(1)).sigmoid()  # q, (B, d)
         average = tokens @ (gate / self.dim).unsqueeze(-1)  # s, (B, N, 1)
-        logits = to_tokens(in_dtype(self.conv, to_map(average, grid)))
+        logits = to_tokens(self.conv(to_map(average, grid)))
         attention = (logits.sigmoid() / tokens.shape[1]).mT  # (B, 1, N)
         return gate * (attention @ tokens).squeeze(1), attention
 
@@ -139,6 +143,8 @@ class GatherExcite(Pool):
     torch.Size([2, 16])
     """
 
+    group = 3
+
     def __init__(self, dim: int, parametric: bool = True) -> None:
         super().__init__(dim)
         self.needs_grid = parametric
@@ -147,8 +153,8 @@ class GatherExcite(Pool):
 
     def gate(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """g of every position, ``(B, N, d)``."""
-        gathered = in_dtype(self.conv, to_map(tokens, grid))
-        excited = to_map(in_dtype(self.mlp, to_tokens(gathered)), tuple(gathered.shape[2:]))
+        gathered = self.conv(to_map(tokens, grid))
+        excited = to_map(self.mlp(to_tokens(gathered)), tuple(gathered.shape[2:]))
         return to_tokens(F.interpolate(excited, grid)).sigmoid()
 
     def pool_tokens(self, tokens: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, None]:
@@ -172,6 +178,5 @@ _GATED = Part(r"\mathrm{diag}(q) X", lambda X, Q: Q * X)
 
 
 def _mlp(dim: int, reduction: int, bias: bool) -> nn.Sequential:
-    check_int("reduction", reduction)
-    hidden = max(1, dim // reduction)
+    hidden = max(1, dim // check_int("reduction", reduction))
     return nn.Sequential(nn.Linear(dim, hidden, bias=bias), nn.ReLU(), nn.Linear(hidden, dim, bias=bias))

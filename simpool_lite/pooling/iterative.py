@@ -4,12 +4,14 @@ With one vector nothing competes: the weights are uniform.
 """
 
 import math
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Pool, check_choice, check_int, check_number, in_dtype, register_pool
+from ..checks import check_choice, check_int, check_number
+from .base import Pool, register_pool
 from .framework import (
     Part,
     Reduce,
@@ -29,10 +31,8 @@ class _Vectors(Pool):
 
     def __init__(self, dim: int, k: int, reduce: Reduce, iterations: int) -> None:
         super().__init__(dim)
-        check_int("k", k)
-        check_choice("reduce", reduce, Reduce)
-        check_int("iterations", iterations)
-        self.k, self.reduce, self.iterations = k, reduce, iterations
+        self.k, self.iterations = check_int("k", k), check_int("iterations", iterations)
+        self.reduce = check_choice("reduce", reduce, get_args(Reduce))
         self.out_dim = k * dim if reduce == "concat" else dim
 
     def extra_repr(self) -> str:
@@ -72,6 +72,7 @@ class KMeans(_Vectors):
     (torch.Size([2, 8]), torch.Size([2, 2, 6]))
     """
 
+    group = 2
     EPS = 1e-6  # keeps the gradient of a standard deviation finite where all positions are equal
 
     def __init__(self, dim: int, k: int = 3, reduce: Reduce = "max", iterations: int = 10) -> None:
@@ -81,7 +82,7 @@ class KMeans(_Vectors):
     def start(self, tokens: Tensor) -> Tensor:
         """U^0, ``(B, k, d)``."""
         variance, mean = torch.var_mean(tokens, 1, correction=0, keepdim=True)
-        return mean + (variance + self.EPS).sqrt() * self.noise.to(tokens.dtype)
+        return mean + (variance + self.EPS).sqrt() * self.noise
 
     def pool_tokens(self, tokens: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
         start = self.start(tokens)
@@ -153,16 +154,17 @@ class OTK(_Vectors):
     (torch.Size([2, 8]), torch.Size([2, 2, 6]))
     """
 
+    group = 2
+
     def __init__(
         self, dim: int, k: int = 3, reduce: Reduce = "max", eps: float | None = None, iterations: int = 10
     ) -> None:
         super().__init__(dim, k, reduce, iterations)
-        self.eps = 2 * math.sqrt(dim) if eps is None else eps
-        check_number("eps", self.eps, above_zero=True)
+        self.eps = 2 * math.sqrt(dim) if eps is None else check_number("eps", eps, above_zero=True)
         self.references = nn.Parameter(torch.empty(k, dim).uniform_(-(k**-0.5), k**-0.5))
 
     def pool_tokens(self, tokens: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
-        references = self.references.to(tokens.dtype)
+        references = self.references
         half_norms = references.square().sum(-1, keepdim=True) / 2  # (k, 1)
         # -|x - u|^2 = 2 (x . u - |u|^2 / 2) - |x|^2, and the softmax over the vectors drops |x|^2.
         log_plan = (references @ tokens.mT - half_norms) * (2 / self.eps)  # (B, k, N)
@@ -208,8 +210,8 @@ class Slot(_Vectors):
         ValueError: an argument has a value that is not accepted.
 
     Source: Locatello et al., "Object-centric learning with slot attention", 2020, algorithm 1; the paper's
-    Table 1, group 2. Layers and parameters (11 d^2 and biases) are those of the authors' release, which draws
-    new noise at every call; its names are kept in the state dict.
+    Table 1, group 2. Layers and parameters (11 d^2 and biases; the MLP has at least 128 hidden units) are those of
+    the authors' release, which draws new noise at every call; its names are kept in the state dict.
 
     >>> import torch
     >>> z, a = Slot(8)(torch.randn(2, 6, 8), return_attention=True)
@@ -217,6 +219,7 @@ class Slot(_Vectors):
     (torch.Size([2, 8]), torch.Size([2, 3, 6]))
     """
 
+    group = 2
     EPS = 1e-8
 
     def __init__(self, dim: int, k: int = 3, reduce: Reduce = "max", iterations: int = 3) -> None:
@@ -226,31 +229,30 @@ class Slot(_Vectors):
         self.register_buffer("noise", torch.randn(k, dim))
         self.to_q, self.to_k, self.to_v = (nn.Linear(dim, dim) for _ in range(3))
         self.gru = nn.GRUCell(dim, dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim))
+        hidden = max(dim, 128)
+        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, dim))
         self.norm_input, self.norm_slots, self.norm_pre_ff = (nn.LayerNorm(dim) for _ in range(3))
 
     def start(self, tokens: Tensor) -> Tensor:
         """U^0, ``(B, k, d)``."""
-        mu, logsigma, noise = (x.to(tokens.dtype) for x in (self.slots_mu, self.slots_logsigma, self.noise))
-        return (mu + logsigma.exp() * noise).expand(len(tokens), -1, -1)
+        return (self.slots_mu + self.slots_logsigma.exp() * self.noise).expand(len(tokens), -1, -1)
 
     def update(self, weighted: Tensor, slots: Tensor) -> Tensor:
         """phi_U: MLP(GRU(Z)), ``(B, k, d)``."""
-        slots = in_dtype(self.gru, weighted.flatten(0, 1), slots.flatten(0, 1)).unflatten(0, (-1, self.k))
-        return slots + in_dtype(self.mlp, in_dtype(self.norm_pre_ff, slots))
+        slots = self.gru(weighted.flatten(0, 1), slots.flatten(0, 1)).unflatten(0, (-1, self.k))
+        return slots + self.mlp(self.norm_pre_ff(slots))
 
     def pool_tokens(self, tokens: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
         slots = self.start(tokens)
-        normed = in_dtype(self.norm_input, tokens)  # (B, N, d)
-        key_weight, key_bias = (x.to(tokens.dtype) for x in (self.to_k.weight, self.to_k.bias))
+        normed = self.norm_input(tokens)  # (B, N, d)
         for _ in range(self.iterations):
             # A few queries meet many positions: (W_K x + b) . q = x . (W_K^T q) + b . q, and as an image's weights
             # have the sum one, sum_i a_i (W_V x_i + b) = W_V (sum_i a_i x_i) + b.
-            queries = in_dtype(self.to_q, in_dtype(self.norm_slots, slots)) * self.dim**-0.5
-            logits = (queries @ key_weight) @ normed.mT + (queries @ key_bias).unsqueeze(-1)
+            queries = self.to_q(self.norm_slots(slots)) * self.dim**-0.5
+            logits = (queries @ self.to_k.weight) @ normed.mT + (queries @ self.to_k.bias).unsqueeze(-1)
             attention = logits.softmax(1) + self.EPS  # (B, k, N)
             attention = attention / attention.sum(-1, keepdim=True)
-            slots = self.update(in_dtype(self.to_v, attention @ normed), slots)
+            slots = self.update(self.to_v(attention @ normed), slots)
         return reduce_vectors(slots, self.reduce), attention
 
     def spec(self) -> Spec:

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Pool, check_number, register_pool, to_map, to_tokens
-from .framework import Part, Spec, energy, f_alpha, ones, uniform
+from ..checks import check_number
+from .base import Pool, register_pool, to_map, to_tokens
+from .framework import Part, Spec, f_alpha, ones, uniform
 
 
 @register_pool("gap")
@@ -25,6 +26,8 @@ class GAP(Pool):
     >>> z.tolist(), a.tolist()
     ([[2.0, 2.0]], [[[0.5, 0.5]]])
     """
+
+    group = 1
 
     def pool_tokens(self, tokens: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
         batch, positions, _ = tokens.shape
@@ -50,12 +53,40 @@ class Max(Pool):
     [[3.0, 5.0]]
     """
 
+    group = 1
+
     def pool_tokens(self, tokens: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, None]:
         return tokens.amax(1), None
 
     def spec(self) -> Spec:
         f, f_inverse = f_alpha(-math.inf)
         return Spec(attention=ones, f=f, f_inverse=f_inverse)
+
+
+@register_pool("gap_max")
+class GAPMax(Pool):
+    """The average of average and maximum: z = (GAP(X) + max(X)) / 2.
+
+    Args:
+        dim: number of channels, d.
+
+    Returns z ``(B, d)``; half of it weighs no positions, so the map is None. Source: Lee et al., "Generalizing
+    pooling functions in convolutional neural networks: mixed, gated, and tree", 2016, mixed pooling with a = 1/2;
+    GAP+max in the paper's Figure 3, group 1.
+
+    >>> import torch
+    >>> GAPMax(2)(torch.tensor([[[1.0, 5.0], [3.0, 4.0]]])).tolist()
+    [[2.5, 4.75]]
+    """
+
+    group = 1
+
+    def pool_tokens(self, tokens: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, None]:
+        return (tokens.mean(1) + tokens.amax(1)) / 2, None
+
+    def spec(self) -> Spec:
+        mixed = Part(r"(Z + \max V) / 2", lambda Z, V: (Z + V.amax(-2, keepdim=True)) / 2)
+        return Spec(attention=uniform, f_inverse=mixed)
 
 
 @register_pool("gem")
@@ -84,17 +115,17 @@ class GeM(Pool):
     5.0
     """
 
+    group = 1
     EPS = 1e-6
 
     def __init__(self, dim: int, gamma: float = 3.0, learn_gamma: bool = True) -> None:
         super().__init__(dim)
-        check_number("gamma", gamma)
+        gamma = check_number("gamma", gamma)
         self.gamma = nn.Parameter(torch.tensor([float(gamma)])) if learn_gamma else gamma
 
     def pool_tokens(self, tokens: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, None]:
         # x^gamma overflows soon; in logarithms the mean of powers is a logsumexp, which does not.
-        gamma = _number(self.gamma, tokens)
-        return _log_mean_exp(tokens.clamp_min(self.EPS).log(), gamma).exp(), None
+        return _log_mean_exp(tokens.clamp_min(self.EPS).log(), self.gamma).exp(), None
 
     def spec(self) -> Spec:
         f, f_inverse = f_alpha(1 - 2 * self.gamma)
@@ -125,13 +156,15 @@ class LSE(Pool):
     0.6201
     """
 
+    group = 1
+
     def __init__(self, dim: int, r: float = 10.0, learn_r: bool = True) -> None:
         super().__init__(dim)
-        check_number("r", r)
+        r = check_number("r", r)
         self.r = nn.Parameter(torch.tensor([float(r)])) if learn_r else r
 
     def pool_tokens(self, tokens: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, None]:
-        return _log_mean_exp(tokens, _number(self.r, tokens)), None
+        return _log_mean_exp(tokens, self.r), None
 
     def spec(self) -> Spec:
         return Spec(
@@ -143,22 +176,22 @@ class LSE(Pool):
 
 @register_pool("how")
 class HOW(Pool):
-    """HOW: local descriptors, smoothed and reduced, weighted by their energy: z = l2( sum_i |x_i|^2 v_i ).
+    """HOW: local descriptors, smoothed and reduced, weighted by their energy: z = l2( sum_i |x_i|^power v_i ).
 
     v_i = FC(avg3(X))_i: the average over the 3 x 3 neighbours that exist, then a linear map with bias.
 
     Args:
         dim: number of channels, d.
+        power: 2, the paper's table, where A = diag(X^T X); or 1, the norm, as HOW itself and the authors' release.
 
-    Returns z ``(B, d)`` of length one; the map ``(B, 1, N)`` or ``(B, 1, H, W)`` is ``|x_i|^2``, scaled to sum
+    Returns z ``(B, d)`` of length one; the map ``(B, 1, N)`` or ``(B, 1, H, W)`` is ``|x_i|^power``, scaled to sum
     one.
 
     Raises:
-        ValueError: tokens came without their ``grid``.
+        ValueError: ``power`` is neither 1 nor 2; tokens came without their ``grid``.
 
     Source: Tolias et al., "Learning and aggregating deep local descriptors for instance-level recognition",
-    2020; the paper's Table 1, group 1: A = diag(X^T X). HOW itself, and the authors' release,
-    weigh by the norm and not by its square, and reduce the number of channels.
+    2020; the paper's Table 1, group 1. HOW itself also reduces the number of channels.
 
     >>> import torch
     >>> z, a = HOW(8)(torch.randn(2, 6, 8), grid=(2, 3), return_attention=True)
@@ -166,22 +199,31 @@ class HOW(Pool):
     (torch.Size([2, 8]), torch.Size([2, 1, 6]))
     """
 
+    group = 1
     needs_grid = True
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, power: int = 2) -> None:
         super().__init__(dim)
+        if power not in (1, 2):
+            raise ValueError(f"power: expected 2 (the paper's table) or 1 (HOW and the release), got {power!r}")
+        self.power = power
         self.fc = nn.Linear(dim, dim)
 
+    def weights(self, X: Tensor) -> Tensor:
+        """|x_i|^power, ``(B, 1, N)``."""
+        energy = X.square().sum(-1) if self.power == 2 else torch.linalg.vector_norm(X, dim=-1)
+        return energy.unsqueeze(1)
+
     def pool_tokens(self, tokens: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
-        attention = tokens.square().sum(-1).unsqueeze(1)  # (B, 1, N)
+        attention = self.weights(tokens)
         z = (attention @ _smooth(tokens, grid)).squeeze(1)
         # FC once, after the sum: sum_i a_i (W v_i + b) = W (sum_i a_i v_i) + b sum_i a_i.
-        weight, bias = self.fc.weight.to(z.dtype), self.fc.bias.to(z.dtype)
-        return F.normalize(F.linear(z, weight) + bias * attention.sum(-1), dim=-1), attention
+        return F.normalize(F.linear(z, self.fc.weight) + self.fc.bias * attention.sum(-1), dim=-1), attention
 
     def spec(self) -> Spec:
+        formula = r"\mathrm{diag}(X^\top X)" if self.power == 2 else r"\mathrm{diag}(X^\top X)^{1/2}"
         return Spec(
-            attention=energy,
+            attention=Part(formula, lambda S, X: self.weights(X).unsqueeze(1).expand_as(S)),
             phi_v=Part(r"\mathrm{FC}(\mathrm{avg}_3(X))", lambda X, grid: self.fc(_smooth(X, grid))),
             post=Part(r"\eta^2(Z)", lambda z: F.normalize(z, dim=-1)),
         )
@@ -195,7 +237,3 @@ def _smooth(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
 def _log_mean_exp(x: Tensor, r: float | Tensor) -> Tensor:
     """(1/r) ln( (1/p) sum_i e^(r x_i) ) over the positions."""
     return ((r * x).logsumexp(1) - math.log(x.shape[1])) / r
-
-
-def _number(value: float | Tensor, like: Tensor) -> float | Tensor:
-    return value.to(like.dtype) if isinstance(value, Tensor) else value

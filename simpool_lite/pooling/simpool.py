@@ -1,19 +1,18 @@
 """Group 5 of the paper's table: SimPool."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checks import check_choice, check_number
 from .attend import attend, average
-from .base import Pool, accumulation_dtype, check_choice, check_heads, register_pool
-from .framework import Part, Spec, dot, f_alpha, same, softmax
+from .base import Pool, check_heads, register_pool
+from .framework import Part, Spec, dot, f_alpha, gap, softmax
 
-Init = Literal["gap", "max", "energy", "learned", "random"]
 Shift = Literal["image", "batch", "channel"]
 
-EPS = 1e-6  # of the LayerNorm, and what the published code adds to v - min V
+POSITIVE = 1e-6  # what the published code adds to v - min V, so that a power has a derivative
 
 
 @register_pool("simpool")
@@ -38,13 +37,9 @@ class SimPool(Pool):
         gamma: exponent of the generalised mean, above 0; None is the weighted average. Published: 1.25 for
             transformers, 2 for convolutional networks.
         use_beta: add a learnable scalar to the generalised mean (as published: only with ``gamma``).
-        init: u0, where the query starts: the positions' "gap", "max" or "energy" (their average weighted by
-            ``|x_i|^2``, the paper's diag(X^T X)); a "learned" vector; a fixed "random" one.
-        norm: which of q, k, v get the LayerNorm, as letters; "" for none.
-        linear: which of q, k, v get a linear map, as letters; the others are the identity.
         shift: what min V runs over: all elements of an "image" (the paper), of the whole "batch" (the
             authors' release; couples the images of a batch), or the positions of a "channel" (timm).
-        learn_gamma: make ``gamma`` a parameter that starts at the given value.
+        eps: of the LayerNorm.
 
     Shape:
         ``(B, N, d)`` or ``(B, d, H, W)`` to ``(B, d)``; map ``(B, num_heads, N)`` or ``(B, num_heads, H, W)``.
@@ -52,14 +47,15 @@ class SimPool(Pool):
     Raises:
         ValueError: an argument has a value that is not accepted.
 
-    Source: Psomas et al., "Keep It SimPool", ICCV 2023, equations 12-17 and Table 10; the 1e-6 and beta are
-    the published code's.
+    Source: Psomas et al., "Keep It SimPool", ICCV 2023, equations 12-17, and section 4.4 for the LayerNorm; the 1e-6
+    and beta are the published code's. What the paper's ablations change is in ``ablated_simpool``.
 
     >>> z, a = SimPool(384, gamma=1.25)(torch.randn(2, 196, 384), return_attention=True)
     >>> z.shape, a.shape
     (torch.Size([2, 384]), torch.Size([2, 1, 196]))
     """
 
+    group = 5
     any_dtype = True
 
     def __init__(
@@ -71,155 +67,74 @@ class SimPool(Pool):
         gamma: float | None = None,
         use_beta: bool = False,
         *,
-        init: Init = "gap",
-        norm: str = "kv",
-        linear: str = "qk",
         shift: Shift = "image",
-        learn_gamma: bool = False,
+        eps: float = 1e-6,
     ) -> None:
         super().__init__(dim)
-        check_heads(dim, num_heads)
-        _check_gamma(gamma, learn_gamma)
-        check_choice("init", init, Init)
-        check_choice("shift", shift, Shift)
-        _check_letters("norm", norm)
-        _check_letters("linear", linear)
-        self.num_heads = num_heads
-        self.scale = (dim // num_heads) ** -0.5 if qk_scale is None else qk_scale
-        self.init, self.norm, self.shift = init, norm, shift
-
-        if norm:
-            self.norm_patches = nn.LayerNorm(dim, eps=EPS)
-        self.wq = nn.Linear(dim, dim, bias=qkv_bias) if "q" in linear else None
-        self.wk = nn.Linear(dim, dim, bias=qkv_bias) if "k" in linear else None
-        self.wv = nn.Linear(dim, dim, bias=qkv_bias) if "v" in linear else None
-        if init == "learned":
-            self.query = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, dim), std=0.02))
-        elif init == "random":
-            self.register_buffer("query", torch.randn(1, dim))
-        self.gamma = nn.Parameter(torch.tensor([float(gamma)])) if learn_gamma else gamma
+        self.num_heads = check_heads(self.dim, num_heads)
+        self.shift = check_choice("shift", shift, get_args(Shift))
+        self.scale = (self.dim // self.num_heads) ** -0.5 if qk_scale is None else check_number("qk_scale", qk_scale)
+        self.gamma = None if gamma is None else check_number("gamma", gamma, above_zero=True)
+        self.norm_patches = nn.LayerNorm(self.dim, eps=check_number("eps", eps, above_zero=True))
+        self.wq, self.wk = (nn.Linear(self.dim, self.dim, bias=qkv_bias) for _ in "qk")
         self.beta = nn.Parameter(torch.zeros(1)) if use_beta and gamma is not None else None
 
-    def pool_tokens(self, tokens: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
-        start = self._start(tokens)  # u0
-        query = _linear(self.wq, self._layer_norm(start) if "q" in self.norm else start)
-        query = self._on_keys_side(query) * self.scale  # (B, h, d)
-        if self.gamma is not None:
-            return self._generalised_mean(tokens.to(query.dtype), query)
-        if "k" in self.norm:
-            query = query * self.norm_patches.weight.to(query.dtype)
-        z, attention, _ = attend(
-            tokens, query, norm_keys="k" in self.norm, norm_values="v" in self.norm, eps=EPS
-        )  # fmt: skip
-        if "v" in self.norm:  # sum_i a_i (g * x_i + b) = g * (sum_i a_i x_i) + b
-            z = z * self.norm_patches.weight.to(z.dtype) + self.norm_patches.bias.to(z.dtype)
-        return self._own_slices(z), attention
+    # The method as the paper writes it, equations 12-17: read this. `pool_tokens` below gives the same, sooner.
 
     def spec(self) -> Spec:
-        def normed(letter: str, x: Tensor) -> Tensor:
-            return self._layer_norm(x) if letter in self.norm else x
-
-        def values(X: Tensor) -> Tensor:
-            V = _linear(self.wv, normed("v", X))
-            return V if self.gamma is None else V - self._minimum(V) + EPS
-
-        def cell(letter: str, symbol: str, linear: nn.Linear | None) -> str:
-            symbol = rf"\mathrm{{LN}}({symbol})" if letter in self.norm else symbol
-            return symbol if linear is None else f"W_{letter.upper()} {symbol}"
-
-        start = {"gap": "GAP", "max": "max", "energy": "energy"}.get(self.init)
-        value = cell("v", "X", self.wv)
-        f, f_inverse = f_alpha(-1 if self.gamma is None else 1 - 2 * self.gamma)
+        f, f_inverse = f_alpha(-1 if self.gamma is None else 1 - 2 * self.gamma)  # f(x) = x^gamma
         return Spec(
-            init=Part("U" if start is None else rf"\mathrm{{{start}}}(X)", lambda X: self._start(X).unsqueeze(1)),
-            phi_q=Part(cell("q", "U", self.wq), lambda U: _linear(self.wq, normed("q", U))),
-            phi_k=Part(cell("k", "X", self.wk), lambda X: _linear(self.wk, normed("k", X))),
+            init=Part(r"\mathrm{GAP}(X)", gap),  # u0 = GAP(X)
+            phi_q=Part("W_Q U", self.wq),  # q = W_Q u0
+            phi_k=Part(r"W_K \mathrm{LN}(X)", lambda X: self.wk(self.norm_patches(X))),  # k_i = W_K LN(x_i)
             similarity=dot,
-            attention=softmax(self.scale),
-            phi_v=Part(value if self.gamma is None else rf"{value} - \min {value}", values),
+            attention=softmax(self.scale),  # a = softmax_i( k_i . q / sqrt d )
+            phi_v=self._shifted()
+            if self.gamma
+            else Part(r"\mathrm{LN}(X)", self.norm_patches),  # v_i = LN(x_i) - min V
             f=f,
-            f_inverse=f_inverse,
-            phi_u=Part("Z", same) if self.beta is None else Part(r"Z + \beta", lambda Z: Z + self.beta),
+            f_inverse=f_inverse,  # z = ( sum_i a_i v_i^gamma )^(1/gamma)
+            phi_u=Spec.phi_u if self.beta is None else Part(r"Z + \beta", lambda Z: Z + self.beta),
             heads=self.num_heads,
         )
 
-    def _start(self, tokens: Tensor) -> Tensor:
-        """u0, ``(B, d)``, at least float32."""
-        dtype = accumulation_dtype(tokens.dtype)
-        if self.init == "gap":
-            return average(tokens, dtype)
-        if self.init in ("learned", "random"):
-            return self.query.to(dtype).expand(len(tokens), -1)
-        tokens = tokens.to(dtype)
-        if self.init == "max":
-            return tokens.amax(1)
-        energy = tokens.square().sum(-1, keepdim=True)
-        # The floor keeps an image of zeros at zero instead of 0 / 0.
-        return (energy * tokens).sum(1) / energy.sum(1).clamp_min(torch.finfo(dtype).tiny)
+    def _shifted(self) -> Part:
+        return Part(
+            r"\mathrm{LN}(X) - \min \mathrm{LN}(X)", lambda X: shifted_to_positive(self.norm_patches(X), self.shift)
+        )
+
+    # Sooner, since no position is projected: (W_K k_i) . q = k_i . (W_K^T q), so the query is brought to the keys'
+    # side, once per image. The affine map of the LayerNorm goes the same way, k_i = g * n_i + b with n_i the
+    # normalised x_i: k_i . w = n_i . (g * w) + b . w, of which the softmax drops the constant b . w (and b_K . q).
+    # Without gamma the values' affine map comes after the sum: sum_i a_i (g * n_i + b) = g * (sum_i a_i n_i) + b.
+
+    def pool_tokens(self, tokens: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
+        norm, dtype = self.norm_patches, self.wq.weight.dtype
+        query = self._on_keys_side(self.wq(average(tokens, dtype))) * self.scale  # (B, h, d)
+        if self.gamma is not None:
+            return self._generalised_mean(norm(tokens.to(dtype)), query)
+        sums, attention, _ = attend(tokens, query * norm.weight, norm_keys=True, norm_values=True, eps=norm.eps)
+        own = (sums * norm.weight + norm.bias).unflatten(-1, (self.num_heads, -1))  # (B, h, h, d/h)
+        return own.diagonal(dim1=1, dim2=2).mT.flatten(1), attention  # each head keeps its slice of the channels
 
     def _on_keys_side(self, query: Tensor) -> Tensor:
-        """W_K^T q of every head, ``(B, h, d)``, which meets the keys as they are: (W_K k) . q = k . (W_K^T q)."""
-        query = query.unflatten(-1, (self.num_heads, -1))  # (B, h, d/h)
-        if self.wk is None:  # each head's query is zero outside of its slice
-            return torch.einsum("bhc,hg->bhgc", query, torch.eye(self.num_heads).to(query)).flatten(2)
-        weight = self.wk.weight.to(query.dtype).unflatten(0, (self.num_heads, -1))  # (h, d/h, d)
-        query = torch.einsum("bhc,hcd->bhd", query, weight)
-        # b_K . q is the same for all positions, and softmax drops it; b_K still has a gradient, of zero.
-        return query if self.wk.bias is None else query + 0 * self.wk.bias.to(query.dtype)
+        """W_K^T q of every head, ``(B, d)`` to ``(B, h, d)``."""
+        weight = self.wk.weight.unflatten(0, (self.num_heads, -1))  # (h, d/h, d)
+        query = torch.einsum("bhc,hcd->bhd", query.unflatten(-1, (self.num_heads, -1)), weight)
+        return query if self.wk.bias is None else query + 0 * self.wk.bias  # b_K has a gradient, of zero
 
-    def _own_slices(self, sums: Tensor) -> Tensor:
-        """W_V of what each head has summed, on the head's slice of the channels: ``(B, h, d)`` to ``(B, d)``."""
-        if self.wv is None:
-            return sums.unflatten(-1, (self.num_heads, -1)).diagonal(dim1=1, dim2=2).mT.flatten(1)
-        weight = self.wv.weight.to(sums.dtype).unflatten(0, (self.num_heads, -1))
-        z = torch.einsum("bhd,hcd->bhc", sums, weight).flatten(1)
-        return z if self.wv.bias is None else z + self.wv.bias.to(z.dtype)
-
-    def _generalised_mean(self, tokens: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+    def _generalised_mean(self, normed: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
         """The powers are those of values, which therefore are needed one by one."""
-        normed = self._layer_norm(tokens) if self.norm else tokens
-        keys, values = (normed if letter in self.norm else tokens for letter in "kv")
-        attention = (query @ keys.mT).softmax(-1)  # (B, h, N)
-        values = _linear(self.wv, values)
-        gamma = self.gamma.to(tokens.dtype) if isinstance(self.gamma, Tensor) else self.gamma
-        powers = (values - self._minimum(values) + EPS).pow(gamma)
-        z = self._weighted_sum(attention, powers).pow(1 / gamma)
-        return (z if self.beta is None else z + self.beta.to(z.dtype)), attention
-
-    def _weighted_sum(self, attention: Tensor, values: Tensor) -> Tensor:
-        """sum_i a_i v_i, each head on its own slice of the channels, ``(B, d)``."""
-        if self.num_heads == 1:
-            return (attention @ values).squeeze(1)
-        values = values.unflatten(-1, (self.num_heads, -1))
-        return torch.einsum("bhn,bnhc->bhc", attention, values).flatten(1)
-
-    def _minimum(self, values: Tensor) -> Tensor:
-        if self.shift == "channel":
-            return values.amin(1, keepdim=True)
-        return values.amin((1, 2), keepdim=True) if self.shift == "image" else values.amin()
-
-    def _layer_norm(self, x: Tensor) -> Tensor:
-        norm = self.norm_patches
-        return F.layer_norm(x, (self.dim,), norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
+        attention = (query @ normed.mT).softmax(-1)  # (B, h, N)
+        powers = shifted_to_positive(normed, self.shift).pow(self.gamma).unflatten(-1, (self.num_heads, -1))
+        z = torch.einsum("bhn,bnhc->bhc", attention, powers).flatten(1).pow(1 / self.gamma)
+        return (z if self.beta is None else z + self.beta), attention
 
     def extra_repr(self) -> str:
-        gamma = "learned" if isinstance(self.gamma, Tensor) else self.gamma
-        return f"heads={self.num_heads}, init={self.init}, norm={self.norm!r}, gamma={gamma}, shift={self.shift}"
+        return f"heads={self.num_heads}, gamma={self.gamma}, shift={self.shift}"
 
 
-def _linear(layer: nn.Linear | None, x: Tensor) -> Tensor:
-    if layer is None:
-        return x
-    return F.linear(x, layer.weight.to(x.dtype), None if layer.bias is None else layer.bias.to(x.dtype))
-
-
-def _check_gamma(gamma: float | None, learn_gamma: bool) -> None:
-    if gamma is not None and not (isinstance(gamma, int | float) and 0 < gamma < float("inf")):
-        raise ValueError(f"gamma: expected a finite number above 0, or None for the average, got {gamma!r}")
-    if learn_gamma and gamma is None:
-        raise ValueError("learn_gamma: expected a gamma to start from, got gamma=None; try gamma=1.25")
-
-
-def _check_letters(name: str, value: str) -> None:
-    if not isinstance(value, str) or not set(value) <= set("qkv"):
-        raise ValueError(f'{name}: expected letters out of "qkv" ("" for none), got {value!r}')
+def shifted_to_positive(V: Tensor, shift: Shift) -> Tensor:
+    """V - min V + 1e-6, the minimum over all elements of each image, of the batch, or over each channel's positions."""
+    axes = {"image": (1, 2), "batch": (0, 1, 2), "channel": (1,)}[shift]
+    return V - V.amin(axes, keepdim=True) + POSITIVE

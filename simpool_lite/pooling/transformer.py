@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_int, check_number
 from .attend import attend
-from .base import Pool, check_heads, check_int, in_dtype, register_pool
+from .base import Pool, check_heads, register_pool
 from .framework import Part, Spec, dot, same, softmax
 
 EPS = 1e-6  # of every LayerNorm
@@ -32,9 +33,8 @@ class Block(nn.Module):
         self.gamma_2 = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale))
 
     def forward(self, rows: Tensor, sequence: Tensor) -> tuple[Tensor, Tensor]:
-        normed = in_dtype(self.norm1, sequence)
-        queries = in_dtype(self.q, in_dtype(self.norm1, rows))
-        keys, values = in_dtype(self.k, normed), in_dtype(self.v, normed)
+        normed = self.norm1(sequence)
+        queries, keys, values = self.q(self.norm1(rows)), self.k(normed), self.v(normed)
         queries, keys, values = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (queries, keys, values))
         attention = (queries @ keys.mT * self.scale).softmax(-1)  # (B, m, n, N)
         return self.update((attention @ values).transpose(1, 2).flatten(2), rows), attention
@@ -45,29 +45,28 @@ class Block(nn.Module):
         Takes the row ``(B, 1, d)`` and positions ``(B, N, d)``; returns the new row and its attention to the
         positions alone, ``(B, m, N)``.
         """
-        scale, shift = self.norm1.weight.to(token.dtype), self.norm1.bias.to(token.dtype)  # of the LayerNorm
-        own = in_dtype(self.norm1, token)  # (B, 1, d), key and value of the row itself
-        query = in_dtype(self.q, own).unflatten(-1, (self.num_heads, -1)) * self.scale  # (B, 1, m, d/m)
-        on_keys_side = torch.einsum("bnmc,mcd->bmd", query, self._of_heads(self.k, token.dtype))  # W_K^T q
+        scale, shift = self.norm1.weight, self.norm1.bias
+        own = self.norm1(token)  # (B, 1, d), key and value of the row itself
+        query = self.q(own).unflatten(-1, (self.num_heads, -1)) * self.scale  # (B, 1, m, d/m)
+        on_keys_side = torch.einsum("bnmc,mcd->bmd", query, self._of_heads(self.k))  # W_K^T q
         sums, attention, lse = attend(positions, on_keys_side * scale, norm_keys=True, norm_values=True, eps=EPS)
         # Softmax over all is that over the positions and that of one logit against them together. What all keys have
         # in common, b_K, does not show.
         ahead = lse + on_keys_side @ shift - (on_keys_side * own).sum(-1)
         share = ahead.sigmoid().unsqueeze(-1)  # (B, m, 1), what the positions get
         values = share * (sums * scale + shift) + (1 - share) * own
-        attended = torch.einsum("bmd,mcd->bmc", values, self._of_heads(self.v, token.dtype)).flatten(1)
-        attended = attended + self.v.bias.to(attended.dtype) + 0 * self.k.bias.to(attended.dtype)  # a gradient of 0
+        attended = torch.einsum("bmd,mcd->bmc", values, self._of_heads(self.v)).flatten(1)
+        attended = attended + self.v.bias + 0 * self.k.bias  # a gradient of 0
         return self.update(attended.unsqueeze(1), token), attention
 
-    def _of_heads(self, layer: nn.Linear, dtype: torch.dtype) -> Tensor:
+    def _of_heads(self, layer: nn.Linear) -> Tensor:
         """The layer's weight, ``(m, d/m, d)``."""
-        return layer.weight.to(dtype).unflatten(0, (self.num_heads, -1))
+        return layer.weight.unflatten(0, (self.num_heads, -1))
 
     def update(self, attended: Tensor, rows: Tensor) -> Tensor:
         """What follows the attention: both residuals."""
-        rows = rows + _scaled(in_dtype(self.proj, attended), self.gamma_1)
-        hidden = nn.functional.gelu(in_dtype(self.fc1, in_dtype(self.norm2, rows)))
-        return rows + _scaled(in_dtype(self.fc2, hidden), self.gamma_2)
+        rows = rows + _scaled(self.proj(attended), self.gamma_1)
+        return rows + _scaled(self.fc2(nn.functional.gelu(self.fc1(self.norm2(rows)))), self.gamma_2)
 
 
 class _ClassToken(Pool):
@@ -76,14 +75,14 @@ class _ClassToken(Pool):
     def __init__(self, dim: int, num_heads: int, depth: int, layer_scale: float | None) -> None:
         super().__init__(dim)
         check_heads(dim, num_heads)
-        check_int("depth", depth)
+        depth = check_int("depth", depth)
         self.cls_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, dim), std=0.02))
         self.blocks = nn.ModuleList(Block(dim, num_heads, layer_scale) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, eps=EPS)
 
     def start(self, tokens: Tensor) -> Tensor:
         """U^0, ``(B, 1, d)``."""
-        return self.cls_token.to(tokens.dtype).expand(len(tokens), -1, -1)
+        return self.cls_token.expand(len(tokens), -1, -1)
 
     def spec(self) -> Spec:
         block, num_heads = self.blocks, self.blocks[0].num_heads
@@ -122,7 +121,7 @@ class ViT(_ClassToken):
     Args:
         dim: number of channels, d.
         num_heads: m; must divide ``dim``.
-        depth: T, the number of blocks. The last one's new X is not needed and not computed.
+        depth: T, the number of blocks; the paper has one. The last one's new X is not needed and not computed.
 
     Returns z ``(B, d)``; the map ``(B, m, N)`` or ``(B, m, H, W)`` is the token's attention to the positions in the
     last block, without that to itself, scaled to sum one.
@@ -139,7 +138,9 @@ class ViT(_ClassToken):
     (torch.Size([2, 8]), torch.Size([2, 4, 6]))
     """
 
-    def __init__(self, dim: int, num_heads: int = 4, depth: int = 2) -> None:
+    group = 4
+
+    def __init__(self, dim: int, num_heads: int = 4, depth: int = 1) -> None:
         super().__init__(dim, num_heads, depth, layer_scale=None)
 
     def pool_tokens(self, tokens: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
@@ -147,7 +148,7 @@ class ViT(_ClassToken):
         for block in self.blocks[:-1]:
             sequence, _ = block(sequence, sequence)
         token, attention = self.blocks[-1].look(sequence[:, :1], sequence[:, 1:])
-        return in_dtype(self.norm, token.squeeze(1)), attention
+        return self.norm(token.squeeze(1)), attention
 
     def _phi_x(self) -> Part:
         def phi_x(X: Tensor, U: Tensor, t: int) -> Tensor:
@@ -167,12 +168,14 @@ class CaiT(_ClassToken):
         U = U + g2 * MLP(LN(U))                          for T blocks with weights of their own
         z = LN(U)
 
-    g1, g2: LayerScale, learned from 1e-5.
+    g1, g2: LayerScale, learned.
 
     Args:
         dim: number of channels, d.
         num_heads: m; must divide ``dim``.
         depth: T, the number of blocks.
+        layer_scale: where g1 and g2 start. CaiT has 0.1 up to 18 layers and 1e-5 from 24 on; with 1e-5 and one layer
+            z is nearly the same for all images until the scale has grown.
 
     Returns z ``(B, d)``; the map ``(B, m, N)`` or ``(B, m, H, W)`` is the token's attention to the positions in the
     last block, without that to itself, scaled to sum one.
@@ -181,8 +184,8 @@ class CaiT(_ClassToken):
         ValueError: ``num_heads`` does not divide ``dim``; ``depth`` is not an int of at least 1.
 
     Source: Touvron et al., "Going deeper with image transformers", 2021, section 3.2, equations 5-9, with
-    depth 2; the paper's Table 1, group 4. Heads, initial LayerScale and depth 1 are those of the authors'
-    release and give the parameters of the paper's Table 8 (12 d^2 and biases), except on ResNet-18, where
+    depth 2; the paper's Table 1, group 4. Heads and depth 1 are those of the authors' release, which starts its
+    LayerScale at 1e-5, and give the parameters of the paper's Table 8 (12 d^2 and biases), except on ResNet-18, where
     depth 2 does.
 
     >>> import torch
@@ -191,18 +194,20 @@ class CaiT(_ClassToken):
     (torch.Size([2, 8]), torch.Size([2, 4, 6]))
     """
 
-    def __init__(self, dim: int, num_heads: int = 4, depth: int = 1) -> None:
-        super().__init__(dim, num_heads, depth, layer_scale=1e-5)
+    group = 4
+
+    def __init__(self, dim: int, num_heads: int = 4, depth: int = 1, layer_scale: float = 0.1) -> None:
+        super().__init__(dim, num_heads, depth, check_number("layer_scale", layer_scale, above_zero=True))
 
     def pool_tokens(self, tokens: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
         token = self.start(tokens)
         for block in self.blocks:
             token, attention = block.look(token, tokens)
-        return in_dtype(self.norm, token.squeeze(1)), attention
+        return self.norm(token.squeeze(1)), attention
 
     def _phi_x(self) -> Part:
         return Part("X", same)
 
 
 def _scaled(x: Tensor, gamma: Tensor | None) -> Tensor:
-    return x if gamma is None else x * gamma.to(x.dtype)
+    return x if gamma is None else x * gamma

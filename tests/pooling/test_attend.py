@@ -111,12 +111,11 @@ def test_no_more_digits_are_lost_than_by_the_formula(name, dtype):
         assert max(of_ours) <= 4 * of_formula + 1e-6 * z.abs().max(), (what, of_ours, of_formula)
 
 
-@pytest.mark.parametrize("linear", ("qk", "qkv"))
 @pytest.mark.parametrize("heads", (1, 4))
-def test_nothing_as_large_as_the_positions_is_kept(heads, linear):
+def test_nothing_as_large_as_the_positions_is_kept(heads):
     """Beyond the positions themselves, which autograd keeps by reference."""
     x = torch.randn(4, 64, 96, requires_grad=True)
-    pool, kept = SimPool(96, heads, linear=linear), {}
+    pool, kept = SimPool(96, heads), {}
 
     def remember(tensor):
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()

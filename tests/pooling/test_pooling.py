@@ -16,18 +16,19 @@ from simpool_lite.pooling import Pool
 ARGUMENTS = {
     "gap": [{}],
     "max": [{}],
+    "gap_max": [{}],
     "gem": [{}, {"gamma": 1.5, "learn_gamma": False}],
     "lse": [{}, {"r": -2.0, "learn_r": False}],
-    "how": [{}],
+    "how": [{}, {"power": 1}],
     "kmeans": [{}, {"k": 1}, {"k": 2, "reduce": "concat"}],
     "otk": [{}, {"k": 1}, {"k": 2, "reduce": "concat", "eps": 1.0}],
     "slot": [{}, {"k": 1}, {"k": 2, "reduce": "mean", "iterations": 2}],
     "se": [{}, {"reduction": 2}],
     "cbam": [{}, {"reduction": 2}],
     "ge": [{}, {"parametric": False}],
-    "vit": [{}, {"depth": 1, "num_heads": 1}],
-    "cait": [{}, {"depth": 2, "num_heads": 2}],
-    "simpool": [{}, {"gamma": 2.0, "num_heads": 2, "qkv_bias": True}, {"init": "learned", "gamma": 1.25}],
+    "vit": [{}, {"depth": 2, "num_heads": 1}],
+    "cait": [{}, {"depth": 2, "num_heads": 2, "layer_scale": 1e-5}],
+    "simpool": [{}, {"gamma": 2.0, "num_heads": 2, "qkv_bias": True}, {"gamma": 1.25, "shift": "channel"}],
 }
 CASES = [pytest.param(name, kw, id=f"{name}-{i}") for name in ARGUMENTS for i, kw in enumerate(ARGUMENTS[name])]
 DIM = 8
@@ -156,7 +157,7 @@ def test_export(name, kwargs):
 def compiled(pool: Pool) -> torch.nn.Module:
     # "eager" captures the graph, which is what may fail, without minutes of code generation; and without
     # dynamic shapes, which double the time.
-    return torch.compile(pool, fullgraph=True, backend="eager", dynamic=False)
+    return torch.compile(pool, fullgraph=True, backend="eager", dynamic=False, isolate_recompiles=True)
 
 
 def test_all_poolings_compile_in_one_process():

@@ -1,0 +1,54 @@
+"""Arguments that are not what was expected: one way to say so."""
+
+import math
+from collections.abc import Iterable
+from difflib import get_close_matches
+from numbers import Integral, Real
+
+
+def check_int(name: str, value: int, at_least: int = 1) -> int:
+    """``value`` as an int.
+
+    Raises:
+        ValueError: it is no whole number, or below ``at_least``; booleans and strings are no numbers.
+
+    >>> check_int("dim", 8)
+    8
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < at_least:
+        raise ValueError(f"{name}: expected an int of at least {at_least}, got {value!r}")
+    return int(value)
+
+
+def check_number(name: str, value: float, *, above_zero: bool = False) -> float:
+    """``value`` as a float or an int.
+
+    Raises:
+        ValueError: it is no finite number, is 0, or is below 0 where it has to be above.
+    """
+    ok = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not ok or value == 0 or (above_zero and value < 0):
+        raise ValueError(f"{name}: expected a finite number {'above' if above_zero else 'other than'} 0, got {value!r}")
+    return value if isinstance(value, int) else float(value)
+
+
+def check_choice(name: str, value: str, choices: Iterable[str]) -> str:
+    """``value``, which must be one of ``choices``.
+
+    Raises:
+        ValueError: it is not; the message has the nearest one that is.
+
+    >>> check_choice("shift", "imagge", ("image", "batch"))
+    Traceback (most recent call last):
+    ValueError: shift: expected one of image, batch, got 'imagge'; did you mean 'image'?
+    """
+    choices = tuple(choices)
+    if value in choices:
+        return value
+    raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}{did_you_mean(value, choices)}")
+
+
+def did_you_mean(value: object, choices: Iterable[str]) -> str:
+    """The end of a message about a wrong name: the nearest right one, or nothing."""
+    near = get_close_matches(value, list(choices), 1) if isinstance(value, str) else []
+    return f"; did you mean {near[0]!r}?" if near else ""
