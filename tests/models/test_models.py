@@ -258,20 +258,25 @@ def test_checkpoint_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match="path: expected a file of save_model"):
         load_model(tmp_path / "none.safetensors")
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match=r"path: .* no configuration"):
+    with pytest.raises(ValueError, match=r"path: .* has no configuration"):
         load_model(tmp_path / "other.safetensors")
     with pytest.raises(TypeError, match=r"model: expected a model of create_model\(\), got Linear"):
         save_model(torch.nn.Linear(1, 1), tmp_path / "linear.safetensors")
 
 
-@pytest.mark.parametrize("order", ["import simpool_lite, timm", "import timm, simpool_lite"])
-def test_timm_makes_our_models_by_name(order):
-    """Whichever is imported first; in a process of its own, since both are loaded in this one."""
+def test_timm_makes_our_models_by_name():
+    model = timm.create_model("vit_micro_simpool", num_classes=5, pool_kwargs={"gamma": 2.0}).eval()
+    assert model.pooling.gamma == 2.0 and model(torch.randn(1, 3, 48, 48)).shape == (1, 5)
+    assert {f"resnet50_{pool}" for pool in list_pools()} <= set(timm.list_models())
+
+
+def test_only_importing_the_models_registers_them():
+    """In a process of its own, since they are imported in this one."""
     code = (
-        f"{order}, torch\n"
-        "model = timm.create_model('vit_micro_simpool', num_classes=5, pool_kwargs={'gamma': 2.0}).eval()\n"
-        "assert model.pooling.gamma == 2.0 and model(torch.randn(1, 3, 48, 48)).shape == (1, 5)\n"
-        "assert {'resnet50_simpool', 'convnet_micro_gap'} <= set(timm.list_models())\n"
+        "import sys, simpool_lite\n"
+        "assert 'timm' not in sys.modules and not any('simpool' in type(f).__module__ for f in sys.meta_path)\n"
+        "import timm, simpool_lite.models\n"
+        "assert timm.create_model('resnet50_simpool', num_classes=2).pooling.dim == 2048\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
