@@ -37,8 +37,8 @@ class ChangedModel:
 
 
 class _Resizable:
-    def set_input_size(self, img_size: int | tuple[int, int] | None = None, **kwargs) -> None:
-        super().set_input_size(img_size, **kwargs)
+    def set_input_size(self, img_size: int | tuple[int, int] | None = None, *args, **kwargs) -> None:
+        super().set_input_size(img_size, *args, **kwargs)
         if img_size is not None:
             self._record(img_size=img_size)
 

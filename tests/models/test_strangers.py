@@ -296,6 +296,10 @@ REFUSED = {
     ),
     "a function": (lambda: vit(norm_layer=torch.nn.LayerNorm), "norm_layer: expected one of"),
     "patch size": (lambda: changed(vit(), lambda m: m.set_input_size(patch_size=8)), "pos_embed"),
+    "other windows": (
+        lambda: changed(create_model("swin_tiny_patch4_window7_224", "gap", 3), lambda m: m.set_input_size(112)),
+        "relative_position_bias_table",
+    ),
     "pooling by average": (lambda: changed(vit("cls"), lambda m: m.reset_classifier(3, "avg")), "class token"),
 }
 
