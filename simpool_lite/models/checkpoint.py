@@ -123,7 +123,7 @@ def _read_config(header: str) -> dict:
         raise ValueError("its configuration is not one of create_model()")
     for name, value in config.items():
         if name not in ARGUMENTS:
-            raise ValueError(f"{name}: expected one of {', '.join(ARGUMENTS)}")
+            raise ValueError(f"{name:.60}: expected one of {', '.join(ARGUMENTS)}")
         value = config[name] = tuple(value) if isinstance(value, list) else value
         kinds = ARGUMENTS[name] if isinstance(ARGUMENTS[name], tuple) else (ARGUMENTS[name],)
         if type(value) not in kinds:

@@ -54,6 +54,8 @@ class PooledMixin(ChangedModel):
         last_attention: map of the last forward, ``(B, M, H, W)``, detached, or None for a pool without one.
     """
 
+    _image_size = (1, 1)  # tokens of unknown origin (from a file, from forward_intermediates) are taken for a square
+
     def forward_features(self, x: Tensor, *args, **kwargs) -> Tensor:
         self._image_size = tuple(x.shape[-2:])
         return super().forward_features(x, *args, **kwargs)
@@ -171,8 +173,6 @@ def replace_pooling(
         raise ValueError(
             f"pool_kwargs: init='cls' expects a model with a class token, got {type(model).__name__} without"
         )
-    if isinstance(model, ClassTokenMixin):
-        model.__class__ = type(model).__bases__[-1]
     vectors_before = 1
     if isinstance(model, PooledMixin):
         vectors_before = 1 if model.max_logits else model.num_vectors
@@ -188,7 +188,8 @@ def replace_pooling(
     model.pooling = pooling.to(_device(model))
     model.pooled_norm = _place_final_norm(model, norm_first)
     model.last_attention = None
-    model.__class__ = _mixed(PooledMixin, type(model))
+    timm_class = type(model).__bases__[-1] if isinstance(model, ClassTokenMixin) else type(model)
+    model.__class__ = _mixed(PooledMixin, timm_class)
     model._record(**changes, norm_first=norm_first)
     return model
 

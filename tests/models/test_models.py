@@ -124,6 +124,16 @@ def test_last_attention_is_the_last_forwards():
     torch.testing.assert_close(model.attention(images), first)
 
 
+def test_head_on_features_of_another_model():
+    """Features that were stored, or that forward_intermediates returns, need no forward before."""
+    model = create_model("vit_tiny_patch16_224", "simpool", 4, img_size=64, depth=1).eval()
+    images = torch.randn(2, 3, 64, 64)
+    features = model.forward_intermediates(images)[0]
+    logits = model.forward_head(features)
+    assert model.last_attention.shape == (2, 1, 4, 4)
+    torch.testing.assert_close(logits, model(images))
+
+
 def test_replacing_twice_and_deep_copies():
     model = replace_pooling(timm.create_model("resnet18", num_classes=4), "simpool").eval()
     copied, images = copy.deepcopy(model), torch.randn(1, 3, 64, 64)
@@ -269,6 +279,8 @@ def test_pretrained_weights_keep_their_class_token(tmp_path):
     torch.testing.assert_close(model.state_dict(), source.state_dict())
     loaded = load_model(save_model(model, tmp_path / "model.safetensors"))
     torch.testing.assert_close(loaded.state_dict(), source.state_dict())
+    with pytest.raises(RuntimeError):  # timm's filter does not drop the token, so there is no other choice
+        create_model("vit_tiny_patch16_224", "gap", 3, class_token=False, global_pool="avg", **options)
 
 
 @pytest.mark.parametrize(
