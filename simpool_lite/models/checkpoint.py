@@ -18,7 +18,8 @@ from ..files import write_atomically
 from .create import create_model
 
 HEADER = "simpool_lite"
-LARGEST = 4096  # a depth, a number of vectors, a width; what is larger is no model but an attack on the memory
+# A larger width, number of vectors or image is no model but an attack on memory; more blocks one on time.
+LARGEST, LARGEST_OF = 4096, {"num_classes": 10**6} | dict.fromkeys(("depth", "iterations", "T"), 256)
 ARGUMENTS: dict[str, type | tuple[type, ...]] = {
     "backbone": str,
     "pool": str,
@@ -128,13 +129,13 @@ def _read_config(header: str) -> dict:
         kinds = ARGUMENTS[name] if isinstance(ARGUMENTS[name], tuple) else (ARGUMENTS[name],)
         if type(value) not in kinds:
             raise ValueError(f"{name}: expected {' or '.join(kind.__name__ for kind in kinds)}, got {value!r:.60}")
-        values = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else [value]
-        for one in values:
-            largest = 10**6 if name == "num_classes" else LARGEST
+        many = value if isinstance(value, tuple) else (value,)
+        for key, one in value.items() if isinstance(value, dict) else ((name, one) for one in many):
+            largest = LARGEST_OF.get(key, LARGEST)
             if type(one) not in (bool, int, float, str, type(None)) or (isinstance(one, str) and len(one) > 200):
-                raise ValueError(f"{name}: expected a number, a short text or a bool, got {one!r:.60}")
+                raise ValueError(f"{key:.60}: expected a number, a short text or a bool, got {one!r:.60}")
             if isinstance(one, int | float) and not (math.isfinite(one) and abs(one) <= largest):
-                raise ValueError(f"{name}: expected a number of at most {largest}, got {one!r:.60}")
+                raise ValueError(f"{key:.60}: expected a number of at most {largest}, got {one!r:.60}")
     if ":" in config["backbone"]:
         raise ValueError(f"backbone: expected a name without ':' (a hub or a folder), got {config['backbone']!r:.60}")
     return config

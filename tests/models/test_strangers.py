@@ -179,6 +179,7 @@ CHANGES = {
     "all three": {"num_classes": 12_000_000, "pool_kwargs": {"k": 8_000_000}, "width": 1200},
     "a billion iterations": {"pool_kwargs": {"k": 2, "iterations": 10**9}},
     "a billion blocks": {"backbone": "vit_micro", "depth": 10**9},
+    "4,000 blocks": {"backbone": "vit_micro", "depth": 4000},
     "a large image": {"backbone": "vit_micro", "img_size": 4096},
     "another network": {"backbone": "vit_giant_patch14_dinov2", "width": 8},
     # what does not fit the tensors
