@@ -14,8 +14,6 @@ costs next to nothing.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ._timm_hook import register_with_timm
-
 if TYPE_CHECKING:
     from .datasets import load_data as load_data
     from .models import create_model as create_model
@@ -42,8 +40,6 @@ _HOME = {
     "load_model": "models",
     "load_data": "datasets",
 }
-
-register_with_timm()
 
 __all__ = [*_HOME, "__version__"]  # noqa: PLE0604
 

@@ -1,5 +1,9 @@
-"""Models: any timm backbone with any pooling, and two small ones made for photo-digits."""
+"""Models: any timm backbone with any pooling, and two small ones made for photo-digits.
 
+Importing this registers ``<backbone>_<pool>`` with timm for the paper's backbones and every pooling.
+"""
+
+from . import registry as registry
 from .checkpoint import load_model, save_model
 from .create import create_model
 from .pooled import replace_pooling

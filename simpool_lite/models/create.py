@@ -1,5 +1,8 @@
 """Make a model: a timm backbone by name, with a pooling by name."""
 
+import inspect
+from difflib import get_close_matches
+
 import timm
 from torch import nn
 
@@ -21,7 +24,10 @@ def create_model(
 ) -> nn.Module:
     """Make a classifier from a backbone and a pooling.
 
-    The pooling stands where timm's own stands and everything after it stays.
+    The pooling stands where timm's own stands and everything after it stays. A vision transformer is the paper's: it
+    has no class token unless the pooling needs it, so ViT-S with SimPool has 196 positions and 22,345,576 parameters.
+    With ``pretrained`` the class token stays in the trunk, unpooled: the published weights were trained with it, and
+    timm (1.0.31) refuses them without. ``class_token`` and ``global_pool`` among the keywords override this.
 
     Args:
         backbone: ``convnet_micro``, ``vit_micro`` (both for 48 x 48 photo-digits), or any timm model.
@@ -30,8 +36,9 @@ def create_model(
         pool_kwargs: arguments of the pooling.
         pretrained: load timm's weights of that name (downloads them).
         norm_first: see :func:`~simpool_lite.replace_pooling`.
-        max_logits: likewise.
-        img_size: pixels, for backbones with a fixed input size (ViT, Swin, MaxViT); others take any size.
+        max_logits: see :func:`~simpool_lite.replace_pooling`.
+        img_size: pixels, one number or (height, width), for backbones with a fixed input size (ViT, Swin, MaxViT);
+            others take any size. A multiple of the patch size.
         **timm_kwargs: passed to ``timm.create_model``.
 
     Returns:
@@ -39,7 +46,9 @@ def create_model(
         ``(B, M, H, W)``; a ValueError there for a pooling without a map.
 
     Raises:
-        ValueError: the backbone or pooling is unknown, or "cls" is asked of a backbone without a class token.
+        TypeError: an argument has the wrong type.
+        ValueError: the backbone or pooling is unknown, "cls" is asked of a backbone without a class token,
+            ``img_size`` is not a multiple of the patch size, or a number is negative.
         FileNotFoundError: the pretrained weights are neither cached nor to be downloaded.
 
     >>> import torch
@@ -47,36 +56,86 @@ def create_model(
     >>> model(torch.randn(2, 3, 48, 48)).shape, model.attention(torch.randn(2, 3, 48, 48)).shape
     (torch.Size([2, 10]), torch.Size([2, 1, 12, 12]))
     """
-    config = {
-        "backbone": backbone,
-        "pool": pool,
-        "num_classes": num_classes,
-        "pool_kwargs": pool_kwargs or {},
-        "norm_first": norm_first,
-        "max_logits": max_logits,
-        "img_size": img_size,
-        **timm_kwargs,
-    }
+    num_classes = _whole("num_classes", num_classes, 0)
+    if "in_chans" in timm_kwargs:
+        timm_kwargs["in_chans"] = _whole("in_chans", timm_kwargs["in_chans"], 1)
+    for name, value in {"pretrained": pretrained, "norm_first": norm_first, "max_logits": max_logits}.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name}: expected True or False, got {value!r}")
+    if not isinstance(pool_kwargs, dict | None):
+        raise TypeError(f'pool_kwargs: expected a dict such as {{"gamma": 2.0}}, got {pool_kwargs!r}')
     if pool == "cls" and pool_kwargs:
         raise ValueError(f"pool_kwargs: pool 'cls' has no arguments, got {pool_kwargs!r}")
-    class_token = pool == "cls" or (pool_kwargs or {}).get("init") == "cls"
-    make = _class_token_backbone if class_token else _timm_backbone
+    img_size = _pixels(img_size)
+    _check_backbone(backbone)
+    needs_class_token = pool == "cls" or (pool_kwargs or {}).get("init") == "cls"
+    has_choice = _takes_class_token(backbone)
+    if has_choice and not needs_class_token and not pretrained and not {"class_token", "global_pool"} & {*timm_kwargs}:
+        timm_kwargs |= {"class_token": False, "global_pool": "avg"}
+    make = _class_token_backbone if needs_class_token else _timm_backbone
     model = make(backbone, num_classes, pretrained, img_size, timm_kwargs)
+    _check_patches(model, img_size)
     if pool == "cls":
         model = keep_class_token(model, backbone)
     else:
         model = replace_pooling(model, pool, norm_first=norm_first, max_logits=max_logits, **pool_kwargs or {})
-    model.create_config = config
+    if has_choice:  # without `pretrained`, a loaded model finds here whether its trunk has one
+        timm_kwargs["class_token"] = model.cls_token is not None
+    model.create_config = {
+        "backbone": backbone,
+        "pool": pool,
+        "num_classes": num_classes,
+        "pool_kwargs": dict(pool_kwargs or {}),
+        "norm_first": norm_first,
+        "max_logits": max_logits,
+        "img_size": img_size,
+        # Where weights came from does not matter to who loads these.
+        **{k: v for k, v in timm_kwargs.items() if not k.startswith(("pretrained", "checkpoint_path", "cache_dir"))},
+    }
     return model
 
 
-def _timm_backbone(name: str, num_classes: int, pretrained: bool, img_size: object, kwargs: dict) -> nn.Module:
+def _whole(name: str, value: int, least: int) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
+        raise ValueError(f"{name}: expected an int of at least {least}, got {value!r}")
+    return value.__index__()
+
+
+def _pixels(img_size: object) -> int | tuple[int, int] | None:
+    if isinstance(img_size, tuple | list):
+        if len(img_size) != 2:
+            raise ValueError(f"img_size: expected one number or (height, width), got {img_size!r}")
+        return _whole("img_size", img_size[0], 1), _whole("img_size", img_size[1], 1)
+    return None if img_size is None else _whole("img_size", img_size, 1)
+
+
+def _check_backbone(name: str) -> None:
     if not isinstance(name, str):
         raise TypeError(f"backbone: expected the name of a timm model, got {type(name).__name__}")
     if ":" not in name and not timm.is_model(name.split(".")[0]):
-        raise ValueError(
-            f"backbone: expected convnet_micro, vit_micro or a timm model, got {name!r}; timm.list_models() names them"
-        )
+        near = " or ".join(repr(n) for n in get_close_matches(name, timm.list_models())) or "see timm.list_models()"
+        raise ValueError(f"backbone: expected convnet_micro, vit_micro or a timm model, got {name!r}; nearest: {near}")
+
+
+def _takes_class_token(backbone: str) -> bool:
+    """Whether timm's class of that backbone can be made without a class token (ViT, Eva; not Beit, DeiT distilled)."""
+    if ":" in backbone:
+        return False
+    cls = timm.model_entrypoint(backbone.split(".")[0]).__annotations__.get("return")
+    return isinstance(cls, type) and "class_token" in inspect.signature(cls).parameters
+
+
+def _check_patches(model: nn.Module, img_size: int | tuple[int, int] | None) -> None:
+    patches = getattr(model, "patch_embed", None)
+    size = getattr(patches, "patch_size", None)
+    if img_size is None or size is None or getattr(patches, "dynamic_img_pad", False):
+        return
+    (height, width), (patch_h, patch_w) = ((p, p) if isinstance(p, int) else p for p in (img_size, size))
+    if height % patch_h or width % patch_w:
+        raise ValueError(f"img_size: expected a multiple of the patch size {size}, got {img_size}")
+
+
+def _timm_backbone(name: str, num_classes: int, pretrained: bool, img_size: object, kwargs: dict) -> nn.Module:
     if img_size is not None and _has_fixed_input(name):
         kwargs = kwargs | {"img_size": img_size}
     try:
@@ -96,7 +155,7 @@ def _class_token_backbone(name: str, num_classes: int, pretrained: bool, img_siz
         kwargs = {"global_pool": "token", **kwargs}
         return _timm_backbone(name, num_classes, pretrained, img_size, kwargs)
     except (AssertionError, TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, ValueError) and str(error).startswith("backbone"):
+        if isinstance(error, ValueError) and str(error).startswith("img_size"):
             raise
         raise ValueError(f"pool: 'cls' expects a backbone that pools by a class token, got {name!r}") from error
 

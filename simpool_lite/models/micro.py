@@ -1,6 +1,6 @@
 """Two backbones sized for photo-digits (48 x 48 pixels), registered with timm: a run takes minutes on a CPU."""
 
-from timm.layers import ClassifierHead, ConvNormAct
+from timm.layers import ClassifierHead, ConvNormAct, to_2tuple
 from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock
 from timm.models.vision_transformer import VisionTransformer
@@ -73,11 +73,14 @@ class ConvStem(nn.Module):
     images (Xiao et al., "Early Convolutions Help Transformers See Better", 2021).
     """
 
-    def __init__(self, img_size: int, patch_size: int, in_chans: int, embed_dim: int, **_: object) -> None:
+    def __init__(
+        self, img_size: int | tuple[int, int], patch_size: int, in_chans: int, embed_dim: int, **_: object
+    ) -> None:
         super().__init__()
-        if patch_size != 8 or img_size % 8:
+        self.img_size = to_2tuple(img_size)
+        if patch_size != 8 or any(side < 8 or side % 8 for side in self.img_size):
             raise ValueError(f"img_size: expected a multiple of 8 (patch_size 8), got {img_size}, {patch_size}")
-        self.patch_size, self.grid_size = (8, 8), (img_size // 8, img_size // 8)
+        self.patch_size, self.grid_size = (8, 8), tuple(side // 8 for side in self.img_size)
         self.num_patches = self.grid_size[0] * self.grid_size[1]
         self.convs = nn.Sequential(
             ConvNormAct(in_chans, embed_dim // 3, 3, stride=2),
@@ -88,6 +91,8 @@ class ConvStem(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-2:] != self.img_size:
+            raise ValueError(f"images: expected {self.img_size} pixels (img_size), got {tuple(x.shape[-2:])}")
         return self.convs(x).flatten(2).transpose(1, 2)
 
 
@@ -102,15 +107,15 @@ def convnet_micro(pretrained: bool = False, **kwargs) -> ConvNetMicro:
 def vit_micro(pretrained: bool = False, global_pool: str = "avg", **kwargs) -> VisionTransformer:
     """A small ViT for photo-digits: conv stem, 36 tokens, 3 of timm's blocks, width 96, no pretrained weights.
 
-    It has a CLS token only where that token is the pooling (``global_pool="token"``).
+    By default it has a CLS token only where that token is the pooling (``global_pool="token"``).
     """
     _refuse_pretrained("vit_micro", pretrained)
     arguments = {"img_size": 48, "patch_size": 8, "embed_dim": 96, "depth": 3, "num_heads": 3}
+    arguments["class_token"] = global_pool == "token"
     return VisionTransformer(
         **arguments | _own_arguments(kwargs),
         embed_layer=ConvStem,
         global_pool=global_pool,
-        class_token=global_pool == "token",
         fc_norm=False,  # the trunk's final norm comes before the pooling, whichever that is
     )
 

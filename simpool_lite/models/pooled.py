@@ -17,7 +17,33 @@ from torch import Tensor, nn
 from ..pooling import create_pool
 
 
-class PooledMixin:
+class ChangedModel:
+    """A timm model whose class is made when the model is changed: how it is pickled, and what it records.
+
+    ``create_config``, if :func:`~simpool_lite.create_model` made the model, follows what is changed later.
+    """
+
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        return _empty, type(self).__bases__, self.__getstate__()
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None, **kwargs) -> None:
+        pool = {} if global_pool is None else {"global_pool": global_pool}
+        super().reset_classifier(num_classes, **pool, **kwargs)
+        self._record(num_classes=num_classes, **pool)
+
+    def _record(self, **changes) -> None:
+        if hasattr(self, "create_config"):
+            self.create_config = self.create_config | changes
+
+
+class _Resizable:
+    def set_input_size(self, img_size: int | tuple[int, int] | None = None, *args, **kwargs) -> None:
+        super().set_input_size(img_size, *args, **kwargs)
+        if img_size is not None:
+            self._record(img_size=img_size)
+
+
+class PooledMixin(ChangedModel):
     """What :func:`replace_pooling` adds to a timm model's class.
 
     Attributes:
@@ -27,6 +53,8 @@ class PooledMixin:
         max_logits: whether each is classified and the largest logits are taken, or their concatenation is.
         last_attention: map of the last forward, ``(B, M, H, W)``, detached, or None for a pool without one.
     """
+
+    _image_size = (1, 1)  # tokens of unknown origin (from a file, from forward_intermediates) are taken for a square
 
     def forward_features(self, x: Tensor, *args, **kwargs) -> Tensor:
         self._image_size = tuple(x.shape[-2:])
@@ -65,8 +93,10 @@ class PooledMixin:
         """The pooling's attention maps ``(B, M, H, W)`` of images ``(B, 3, h, w)``, in evaluation mode.
 
         Raises:
-            ValueError: the model's pooling weighs no positions.
+            TypeError: ``images`` is not a floating-point tensor.
+            ValueError: ``images`` has another number of dimensions; the model's pooling weighs no positions.
         """
+        _check_images(images)
         with _evaluating(self):
             self(images)
         if self.last_attention is None:
@@ -75,7 +105,7 @@ class PooledMixin:
         return self.last_attention
 
 
-class ClassTokenMixin:
+class ClassTokenMixin(ChangedModel):
     """What ``pool="cls"`` adds to a timm transformer: the attention of its class token."""
 
     @torch.no_grad()
@@ -85,6 +115,7 @@ class ClassTokenMixin:
         Attention to the class token itself and to registers is left out, and each map scaled to sum one.
         Evaluation mode; images are ``(B, 3, h, w)``.
         """
+        _check_images(images)
         last = [m for m in self.modules() if hasattr(m, "attn_drop") and hasattr(m, "fused_attn")][-1]
         seen: list[Tensor] = []
         hook = last.attn_drop.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -112,7 +143,8 @@ def replace_pooling(
         model: a timm classification model, ConvNet or transformer; NCHW, NHWC or token features.
         pool: one of :func:`~simpool_lite.list_pools`.
         norm_first: a transformer's final norm comes before the pooling (the published supervised order);
-            False applies it to the pooled vector (the published DINO order).
+            False applies it to the pooled vector (the published DINO order). Where a pooling is replaced a second
+            time the order stays as it was.
         max_logits: keep the classifier instead, apply it to each of the k vectors and take the largest logit
             of each class (the paper's way for k > 1).
         **pool_kwargs: arguments of the pooling.
@@ -146,15 +178,19 @@ def replace_pooling(
         vectors_before = 1 if model.max_logits else model.num_vectors
     model.num_vectors, model.max_logits = num_vectors, max_logits
     _fit_classifier(model, vectors_before)
+    changes = {"pool": pool, "pool_kwargs": pool_kwargs, "max_logits": max_logits}
     if isinstance(model, PooledMixin):
         model.pooling = pooling.to(_device(model))
+        model._record(**changes)
         return model
     if getattr(model, "attn_pool", None) is not None:  # timm's own attention pooling gives way
         model.attn_pool, model.global_pool = None, "avg"
     model.pooling = pooling.to(_device(model))
     model.pooled_norm = _place_final_norm(model, norm_first)
     model.last_attention = None
-    model.__class__ = _mixed(PooledMixin, type(model))
+    timm_class = type(model).__bases__[-1] if isinstance(model, ClassTokenMixin) else type(model)
+    model.__class__ = _mixed(PooledMixin, timm_class)
+    model._record(**changes, norm_first=norm_first)
     return model
 
 
@@ -168,7 +204,27 @@ def keep_class_token(model: nn.Module, backbone: str) -> nn.Module:
 
 @cache
 def _mixed(mixin: type, cls: type) -> type:
-    return type(f"{mixin.__name__.removesuffix('Mixin')}{cls.__name__}", (mixin, cls), {})
+    resizable = (_Resizable,) if hasattr(cls, "set_input_size") else ()
+    return type(f"{mixin.__name__.removesuffix('Mixin')}{cls.__name__}", (mixin, *resizable, cls), {})
+
+
+def _empty(mixin: type, *bases: type) -> nn.Module:
+    """An object of a class made by :func:`_mixed`, for pickle to fill."""
+    cls = _mixed(mixin, bases[-1])
+    return cls.__new__(cls)
+
+
+def _check_images(images: Tensor) -> None:
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        came = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise TypeError(
+            f"images: expected a floating-point tensor (B, 3, h, w), got {came}; timm.data.create_transform() makes "
+            "one (3, h, w) of a PIL image"
+        )
+    if images.ndim != 4:
+        raise ValueError(
+            f"images: expected a batch (B, 3, h, w), got shape {tuple(images.shape)}; images[None] is a batch of one"
+        )
 
 
 def _place_final_norm(model: nn.Module, norm_first: bool) -> nn.Module:

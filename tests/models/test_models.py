@@ -1,13 +1,18 @@
 """create_model, replace_pooling and checkpoints, over the families of timm."""
 
 import copy
+import io
 import os
+import pickle
 import subprocess
 import sys
+from functools import partial
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from simpool_lite import create_model, list_pools, load_model, replace_pooling, save_model
@@ -119,6 +124,16 @@ def test_last_attention_is_the_last_forwards():
     torch.testing.assert_close(model.attention(images), first)
 
 
+def test_head_on_features_of_another_model():
+    """Features that were stored, or that forward_intermediates returns, need no forward before."""
+    model = create_model("vit_tiny_patch16_224", "simpool", 4, img_size=64, depth=1).eval()
+    images = torch.randn(2, 3, 64, 64)
+    features = model.forward_intermediates(images)[0]
+    logits = model.forward_head(features)
+    assert model.last_attention.shape == (2, 1, 4, 4)
+    torch.testing.assert_close(logits, model(images))
+
+
 def test_replacing_twice_and_deep_copies():
     model = replace_pooling(timm.create_model("resnet18", num_classes=4), "simpool").eval()
     copied, images = copy.deepcopy(model), torch.randn(1, 3, 64, 64)
@@ -204,6 +219,103 @@ def test_vit_micro_has_a_class_token_only_for_cls():
     assert create_model("vit_micro", "gap", 10).cls_token is None
 
 
+def test_the_papers_vit():
+    """Parameters and positions of the paper's ViT-S with SimPool."""
+    model = create_model("vit_small_patch16_224", "simpool")
+    assert sum(p.numel() for p in model.parameters()) == 22_345_576
+    assert model.pos_embed.shape == (1, 196, 384) and model.cls_token is None
+    images = torch.randn(1, 3, 224, 224)
+    assert model.forward_features(images).shape == (1, 196, 384)
+    assert model.attention(images).shape == (1, 1, 14, 14)
+
+
+TINY = {"num_classes": 3, "img_size": 64}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "pool", "kwargs", "class_token", "prefix"),
+    [
+        ("vit_tiny_patch16_224", "gap", {}, False, 0),
+        ("vit_tiny_patch16_224", "gap", {"class_token": True}, True, 1),
+        ("vit_tiny_patch16_224", "gap", {"global_pool": "token"}, True, 1),
+        ("vit_tiny_patch16_224", "cls", {}, True, 1),
+        ("vit_tiny_patch16_224", "ablated_simpool", {"pool_kwargs": {"init": "cls"}}, True, 1),
+        ("deit_tiny_patch16_224", "gap", {}, False, 0),
+        ("deit3_small_patch16_224", "gap", {}, False, 0),
+        ("eva02_tiny_patch14_224", "gap", {"img_size": 56}, False, 0),
+        ("vit_small_patch14_reg4_dinov2", "gap", {"img_size": 56}, False, 4),  # registers stay
+        # Classes that cannot be made without one are left alone.
+        ("deit_tiny_distilled_patch16_224", "gap", {}, True, 2),
+        ("beit_base_patch16_224", "gap", {"img_size": 224}, True, 1),
+        ("swin_tiny_patch4_window7_224", "gap", {"img_size": 224}, False, 0),
+        ("vit_micro", "gap", {"img_size": 48}, False, 0),
+        ("vit_micro", "gap", {"img_size": 48, "class_token": True}, True, 1),
+    ],
+)
+def test_class_token_only_where_it_is_needed(backbone, pool, kwargs, class_token, prefix):
+    model = create_model(backbone, pool, **TINY | kwargs)
+    assert (getattr(model, "cls_token", None) is not None) is class_token
+    assert getattr(model, "num_prefix_tokens", 0) == prefix
+
+
+def test_without_a_class_token_it_is_timms_model():
+    """The same logits as timm's own ViT that averages, with its norm in the order that norm_first asks for."""
+    torch.manual_seed(0)
+    options = {"num_classes": 3, "img_size": 64, "class_token": False, "global_pool": "avg"}
+    plain = timm.create_model("vit_tiny_patch16_224", **options).eval()
+    images = torch.randn(2, 3, 64, 64)
+    ours = create_model("vit_tiny_patch16_224", "gap", 3, img_size=64, norm_first=False).eval()
+    state = {k.replace("fc_norm", "pooled_norm"): v for k, v in plain.state_dict().items()}
+    ours.load_state_dict(state)
+    torch.testing.assert_close(ours(images), plain(images))
+
+
+def test_pretrained_weights_keep_their_class_token(tmp_path):
+    source = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=1, num_classes=3)
+    save_file(source.state_dict(), tmp_path / "weights.safetensors")
+    options = {"img_size": 64, "depth": 1, "pretrained": True}
+    options["pretrained_cfg_overlay"] = {"file": str(tmp_path / "weights.safetensors"), "num_classes": 3}
+    model = create_model("vit_tiny_patch16_224", "gap", 3, **options)
+    torch.testing.assert_close(model.state_dict(), source.state_dict())
+    loaded = load_model(save_model(model, tmp_path / "model.safetensors"))
+    torch.testing.assert_close(loaded.state_dict(), source.state_dict())
+    with pytest.raises(RuntimeError):  # timm's filter does not drop the token, so there is no other choice
+        create_model("vit_tiny_patch16_224", "gap", 3, class_token=False, global_pool="avg", **options)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: create_model("vit_micro", "simpool", 3),
+        lambda: create_model("vit_micro", "cls", 3),
+        lambda: create_model("resnet18", "otk", 3, pool_kwargs={"k": 2, "reduce": "concat"}),
+        lambda: replace_pooling(timm.create_model("convnet_micro", num_classes=3), "simpool"),
+        lambda: replace_pooling(create_model("vit_micro", "cls", 3), "gap"),
+    ],
+)
+def test_pickle(make):
+    """Whole models, as torch.save(model) and a spawned process need them."""
+    model, images, buffer = make().eval(), torch.randn(2, 3, 48, 48), io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    copies = [pickle.loads(pickle.dumps(model)), copy.deepcopy(model), torch.load(buffer, weights_only=False)]
+    for copied in copies:
+        assert type(copied) is type(model)
+        torch.testing.assert_close(copied(images), model(images))
+        torch.testing.assert_close(copied.attention(images), model.attention(images))
+        replace_pooling(copied, "max")  # of its own: the model keeps its pooling
+    assert str(model) == str(make())
+
+
+def test_pickle_in_a_new_process(tmp_path):
+    torch.save(create_model("vit_micro", "simpool", 3), tmp_path / "model.pt")
+    code = "import sys, torch; print(type(torch.load(sys.argv[1], weights_only=False)).__name__)"
+    command = [sys.executable, "-c", code, tmp_path / "model.pt"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() == [
+        "PooledVisionTransformer"
+    ]
+
+
 def test_img_size_is_ignored_where_any_size_goes():
     assert create_model("resnet18", "gap", 3, img_size=48)(torch.randn(1, 3, 48, 48)).shape == (1, 3)
 
@@ -214,6 +326,37 @@ def test_img_size_is_ignored_where_any_size_goes():
         (lambda: create_model("resnet18", "cls", 10), ValueError, "pool: 'cls' expects .* got 'resnet18'"),
         (lambda: create_model("vit_micro", "cls", 10, pool_kwargs={"gamma": 2}), ValueError, "pool_kwargs: .*no arg"),
         (lambda: create_model("resnet1", "gap", 10), ValueError, "backbone: expected .* got 'resnet1'"),
+        (lambda: create_model("resnet_50", "gap", 10), ValueError, "got 'resnet_50'; nearest: 'resnet50'"),
+        (lambda: create_model("vit_mikro", "gap", 10), ValueError, "got 'vit_mikro'; nearest: 'vit_micro'"),
+        (lambda: create_model("zzzzzzzzzzz", "gap", 10), ValueError, r"nearest: see timm.list_models\(\)"),
+        *(
+            (partial(create_model, "resnet18", "gap", value), ValueError, f"num_classes: .* at least 0, got {value!r}")
+            for value in (-1, None, "10", True, 2.5)
+        ),
+        *(
+            (partial(create_model, "resnet18", in_chans=value), ValueError, f"in_chans: .* at least 1, got {value!r}")
+            for value in (0, -3, "3", True)
+        ),
+        *(
+            (partial(create_model, "vit_tiny_patch16_224", img_size=value), ValueError, "img_size: expected ")
+            for value in (-48, -5, 0, 50, 15, "48", 48.0, (48,), (48, 50), (48, -48), True)
+        ),
+        *(
+            (partial(create_model, backbone, img_size=value), ValueError, "img_size: expected ")
+            for backbone, value in (
+                ("resnet18", -48),
+                ("vit_micro", 50),
+                ("vit_micro", -48),
+                ("swin_tiny_patch4_window7_224", 50),
+                ("beit_base_patch16_224", 50),
+            )
+        ),
+        (lambda: create_model("vit_tiny_patch16_224", "cls", img_size=50), ValueError, "img_size: .*16"),
+        (lambda: create_model("resnet18", "simpool", pool_kwargs="gamma=2"), TypeError, "pool_kwargs: expected a dict"),
+        (lambda: create_model("resnet18", "simpool", pool_kwargs=["k"]), TypeError, "pool_kwargs: expected a dict"),
+        (lambda: create_model("vit_micro", norm_first="no"), TypeError, "norm_first: expected True or False, got 'no'"),
+        (lambda: create_model("vit_micro", max_logits=1), TypeError, "max_logits: expected True or False, got 1"),
+        (lambda: create_model("resnet18", pretrained="yes"), TypeError, "pretrained: expected True or False"),
         (lambda: create_model("resnet18", "average", 10), ValueError, "name: expected one of gap.* got 'average'"),
         (lambda: create_model("vit_micro", "gap", 10, pretrained=True), ValueError, "pretrained: .*no published"),
         (lambda: create_model(None, "gap", 10), TypeError, "backbone: expected the name"),
@@ -231,15 +374,34 @@ def test_errors_name_the_argument(call, error, message):
 
 
 @pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        (Image.new("RGB", (48, 48)), TypeError, "images: expected a floating-point tensor .* got Image"),
+        (np.zeros((1, 3, 48, 48), dtype=np.float32), TypeError, "images: .* got ndarray"),
+        ([torch.zeros(3, 48, 48)], TypeError, "images: .* got list"),
+        (None, TypeError, "images: .* got NoneType"),
+        (torch.zeros(1, 3, 48, 48, dtype=torch.uint8), TypeError, "images: .* got torch.uint8"),
+        (torch.zeros(3, 48, 48), ValueError, r"images: expected a batch .* got shape \(3, 48, 48\); images\[None\]"),
+        (torch.zeros(48, 48), ValueError, r"images: expected a batch .* got shape \(48, 48\)"),
+        (torch.zeros(1, 3, 40, 40), ValueError, r"images: expected \(48, 48\) pixels .* got \(40, 40\)"),
+    ],
+)
+@pytest.mark.parametrize("pool", ["simpool", "cls"])
+def test_attention_of_what_is_no_batch_of_images(images, error, message, pool):
+    with pytest.raises(error, match=message):
+        create_model("vit_micro", pool, 2).attention(images)
+
+
+@pytest.mark.parametrize(
     ("backbone", "pool", "kwargs"),
     [
         ("vit_micro", "cls", {}),
-        ("vit_micro", "simpool", {"pool_kwargs": {"gamma": 1.25, "init": "random"}, "norm_first": False}),
+        ("vit_micro", "simpool", {"pool_kwargs": {"gamma": 1.25}, "norm_first": False}),
         ("convnet_micro", "gap", {"drop_rate": 0.1}),
         ("convnet_micro", "slot", {"pool_kwargs": {"reduce": "concat"}}),
         (
             "vit_micro",
-            "simpool_variant",
+            "ablated_simpool",
             {"pool_kwargs": {"init": "kmeans", "k": 2, "reduce": "concat"}, "max_logits": True},
         ),
     ],
@@ -258,20 +420,25 @@ def test_checkpoint_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match="path: expected a file of save_model"):
         load_model(tmp_path / "none.safetensors")
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match=r"path: .* no configuration"):
+    with pytest.raises(ValueError, match=r"path: .* has no configuration"):
         load_model(tmp_path / "other.safetensors")
     with pytest.raises(TypeError, match=r"model: expected a model of create_model\(\), got Linear"):
         save_model(torch.nn.Linear(1, 1), tmp_path / "linear.safetensors")
 
 
-@pytest.mark.parametrize("order", ["import simpool_lite, timm", "import timm, simpool_lite"])
-def test_timm_makes_our_models_by_name(order):
-    """Whichever is imported first; in a process of its own, since both are loaded in this one."""
+def test_timm_makes_our_models_by_name():
+    model = timm.create_model("vit_micro_simpool", num_classes=5, pool_kwargs={"gamma": 2.0}).eval()
+    assert model.pooling.gamma == 2.0 and model(torch.randn(1, 3, 48, 48)).shape == (1, 5)
+    assert {f"resnet50_{pool}" for pool in list_pools()} <= set(timm.list_models())
+
+
+def test_only_importing_the_models_registers_them():
+    """In a process of its own, since they are imported in this one."""
     code = (
-        f"{order}, torch\n"
-        "model = timm.create_model('vit_micro_simpool', num_classes=5, pool_kwargs={'gamma': 2.0}).eval()\n"
-        "assert model.pooling.gamma == 2.0 and model(torch.randn(1, 3, 48, 48)).shape == (1, 5)\n"
-        "assert {'resnet50_simpool', 'convnet_micro_gap'} <= set(timm.list_models())\n"
+        "import sys, simpool_lite\n"
+        "assert 'timm' not in sys.modules and not any('simpool' in type(f).__module__ for f in sys.meta_path)\n"
+        "import timm, simpool_lite.models\n"
+        "assert timm.create_model('resnet50_simpool', num_classes=2).pooling.dim == 2048\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
