@@ -34,7 +34,8 @@ def attention_grid(
         maps: what each row shows, by the name at its left: attention ``(n, H, W)``; colours ``(n, 3, H, W)``, shown
             as they are; or None, the images themselves. By default one row with the images.
         masks: objects ``(n, h, w)``, outlined in white on everything but the images themselves.
-        boxes: by the row's name, one box per image ``(n, 4)`` as x0 y0 x1 y1 in pixels, drawn in cyan; NaN is no box.
+        boxes: by the row's name, one box per image ``(n, 4)``, drawn in cyan: the edges x0 y0 x1 y1 in pixels, the
+            image from 0 to its width and height; NaN is no box.
         titles: by the row's name, a text above each cell; a plain sequence belongs to the first row.
         title: the figure's message.
         across: one column per method, its name above, and one row per image.
@@ -60,9 +61,9 @@ def attention_grid(
         images = images.expand(n, -1, -1, -1)
     _check_shapes(n, images, rows, masks, boxes, titles)
     names, height, width = list(rows), *images.shape[-2:]
-    cells = (
-        [(name, i) for i in range(n) for name in names] if across else [(name, i) for name in names for i in range(n)]
-    )
+    cells = [(name, i) for name in names for i in range(n)]
+    if across:
+        cells.sort(key=lambda cell: cell[1])
     columns = columns or (len(names) if across else n)
     deep = -(-len(cells) // columns)
     label_room, title_room = 0 if across else 0.4, 0.4 * bool(title) + 0.2 * deep * bool(titles or across)
@@ -76,7 +77,7 @@ def attention_grid(
         _draw(axis, images[i], None if rows[name] is None else rows[name][i], vmax)
         if masks is not None and rows[name] is not None and masks[i].any():
             axis.contour(_array(masks[i]), levels=[0.5], colors="white", linewidths=1.2)
-        if name in boxes:
+        if name in boxes and not boxes[name][i].isnan().any():
             x0, y0, x1, y1 = boxes[name][i].tolist()
             axis.add_patch(
                 Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor="cyan", linewidth=1.5)

@@ -212,7 +212,8 @@ def trade_off(
     figure.suptitle(title)
     if len(missing):
         figure.supxlabel(f"not measured: {', '.join(missing)}", fontsize=10)
-    _name_dots(axis, dots, list(shown), lines)
+    if len(shown):
+        _name_dots(axis, dots, list(shown), lines)
     return figure
 
 
@@ -227,7 +228,7 @@ def _name_dots(axis: Axes, dots: PathCollection, names: Sequence[str], lines: Se
     *_, leaders = textalloc.allocate(
         axis, x, y, names, scatter_plot=dots, x_lines=[line[:, 0] for line in lines],
         y_lines=[line[:, 1] for line in lines], margin=0.004, nbr_candidates=1000, direction=_DIRECTIONS, va="bottom",
-        avoid_label_lines_overlap=True, avoid_crossing_label_lines=True, linecolor="grey", linewidth=0.8,
+        avoid_label_lines_overlap=True, linecolor="grey", linewidth=0.8,
         textcolor=[darker(colour_of(name), 0.3) for name in names],
     )  # fmt: skip
     for leader in filter(None, leaders):

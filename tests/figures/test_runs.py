@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -138,6 +139,19 @@ def two_at_the_edge() -> pd.DataFrame:
     return runs.assign(parameters=runs.variant.map(dict(zip(NEAR, (1.0, 1.06, 1.43, 2.62, 15.5), strict=True))))
 
 
+def recorded(*tables: str, backbone: str = "convnet_micro") -> pd.DataFrame:
+    """Recorded runs, with the quality of their maps as the cost."""
+    folder = Path(__file__).parents[2] / "data/results"
+    runs = pd.concat([pd.read_parquet(folder / f"{name}.parquet") for name in tables])
+    runs = runs[(runs.backbone == backbone) & runs.attention_ap.notna()].drop_duplicates(["variant", "seed"])
+    return runs.assign(parameters=runs.attention_ap)
+
+
+CROWDS = {"3": crowd(3), "8": crowd(8), "15": crowd(15), "edge": two_at_the_edge()}
+CROWDS |= {"tournament": recorded("tournament"), "exponent": recorded("exponent")}
+CROWDS |= {"everything": recorded("attention", "heads", "vectors", "similarity")}
+
+
 def test_the_trade_off_shows_means_and_intervals():
     runs = random_runs(variants=4, seeds=5)
     runs["mass"] = 50 + 10 * runs.top1.rank() / len(runs)
@@ -161,7 +175,7 @@ def test_the_trade_off_shows_means_and_intervals():
     assert_nothing_is_cut_off(figure)
 
 
-@pytest.mark.parametrize("runs", [crowd(3), crowd(8), crowd(15), two_at_the_edge()], ids=["3", "8", "15", "edge"])
+@pytest.mark.parametrize("runs", CROWDS.values(), ids=CROWDS)
 def test_names_cover_neither_each_other_nor_dots_and_no_line_crosses_them(runs):
     figure = trade_off(runs, "parameters", "top1", "title", "parameters (M)", "test accuracy (%)")
     figure.canvas.draw()
@@ -180,6 +194,15 @@ def test_names_cover_neither_each_other_nor_dots_and_no_line_crosses_them(runs):
         own = runs["variant"].unique()[away.argmin()]
         others = [box for text, box in boxes.items() if text.get_text() != own]
         assert not any(path.intersects_bbox(box, filled=False) for box in others)
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_one_dot_or_none_is_drawn(seeds):
+    runs = random_runs(2, seeds).assign(mass=lambda r: r.top1.where(r.variant == "v1"))
+    for part, names, missing in ((runs, ["v1"], "v0"), (runs[runs.variant == "v0"], [], "v0")):
+        figure = trade_off(part, "mass", "top1", "title", "x", "y", join=True)
+        assert [text.get_text() for text in figure.axes[0].texts] == names
+        assert f"not measured: {missing}" in [text.get_text() for text in texts_of(figure)]
 
 
 def test_costs_over_a_decade_are_drawn_on_a_logarithmic_axis():

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from simpool_lite import stats
+from simpool_lite.measure import stats
 from simpool_lite.measure.stats import (
     compare,
     in_words,
