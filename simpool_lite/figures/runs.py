@@ -1,65 +1,22 @@
-"""The course's figures: one message each, the same colour for the same method throughout."""
+"""Figures of runs: training curves, means with their intervals, who wins where and at what cost."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-import torch.nn.functional as F
+import textalloc
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator
-from torch import Tensor
 
 from ..measure.stats import compare, summarise, told_apart
-
-_BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _BROWN, _PINK, _GREY, _YELLOW, _CYAN = sns.color_palette("colorblind", 10)
-
-
-def _darker(colour: tuple[float, ...], share: float = 0.45) -> tuple[float, ...]:
-    return tuple((1 - share) * channel for channel in colour)
-
-
-COLOURS = {"CLS": _PURPLE, "GAP": _GREY, "SimPool": _ORANGE, "max": _BLUE, "GeM": _CYAN, "CaiT": _GREEN}
-# The rest of the paper's Table 1, by group: blues; red to pink; yellows; greens.
-COLOURS |= {"LSE": _darker(_CYAN), "HOW": _darker(_BLUE), "k-means": _RED, "OTK": _BROWN, "Slot": _PINK}
-COLOURS |= {"SE": _YELLOW, "CBAM": _darker(_YELLOW, 0.35), "GE": _darker(_YELLOW, 0.6), "ViT": _darker(_GREEN)}
-
-
-def colour_of(variant: str) -> tuple[float, ...]:
-    """The colour of a method in the whole course; what is not a method is a variant of SimPool and has SimPool's."""
-    return COLOURS.get(variant, COLOURS["SimPool"])
-
-
-def use_course_style() -> None:
-    """Seaborn's defaults at the size of a notebook page, with its colour-blind palette."""
-    sns.set_theme(context="notebook", style="whitegrid", palette="colorblind", rc={"figure.dpi": 100})
-
-
-def image_row(axes: Iterable[Axes], images: Tensor, titles: Sequence[object] = ()) -> None:
-    """Show images ``(n, 3, H, W)`` with values 0 to 1, one an axis, each under its title."""
-    axes = list(axes)
-    for axis, image in zip(axes, images, strict=True):
-        axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
-    for axis, title in zip(axes, titles, strict=False):
-        axis.set_title(title, fontsize=10)
-    _strip(axes)
-
-
-def attention_row(axes: Sequence[Axes], images: Tensor, maps: Tensor, masks: Tensor | None = None) -> None:
-    """Show attention ``(n, H, W)`` over images ``(n, 3, h, w)``: dark is none, bright most; masks outlined."""
-    height, width = images.shape[-2:]
-    maps = F.interpolate(maps[:, None], (height, width), mode="nearest")[:, 0]
-    for index, axis in enumerate(axes):
-        axis.imshow(images[index].mean(0).numpy(), cmap="gray", interpolation="nearest")
-        axis.imshow(maps[index].numpy(), cmap="inferno", alpha=0.75, vmin=0, interpolation="nearest")
-        if masks is not None:
-            axis.contour(masks[index].float().numpy(), levels=[0.5], colors="white", linewidths=1.2)
-    _strip(axes)
+from .style import COLOURS, colour_of, darker
 
 
 def training_curves(curves: pd.DataFrame, metric: str, label: str, title: str) -> Figure:
@@ -82,7 +39,7 @@ def training_curves(curves: pd.DataFrame, metric: str, label: str, title: str) -
 
 
 def metric_bars(runs: pd.DataFrame, metric: str, label: str, title: str) -> Figure:
-    """Mean of a metric with its 95 % t interval and every seed as a dot, one panel a backbone."""
+    """Mean of a metric with its 95 % t interval and every seed as a dot, one panel per backbone."""
     backbones = list(runs.backbone.unique())
     figure, axes = plt.subplots(1, len(backbones), figsize=(4.2 * len(backbones), 3.4), sharey=True, squeeze=False)
     for axis, backbone in zip(axes[0], backbones, strict=True):
@@ -105,7 +62,7 @@ def metric_bars(runs: pd.DataFrame, metric: str, label: str, title: str) -> Figu
 def comparison(table: pd.DataFrame, title: str, label: str, *, number: str = "{:.1f} %") -> Figure:
     """Draw a table of :func:`simpool_lite.measure.stats.compare`: how far each variant is from the baseline.
 
-    A row a variant: a dot with the 95 % interval of its difference, filled where the variant is told apart from the
+    One row per variant: a dot with the 95 % interval of its difference, filled where the variant is told apart from the
     baseline (p < 0.05 after Holm's correction) and open where it is not; a diamond is the paper's difference.
     At the right stands the variant's own mean.
 
@@ -155,13 +112,13 @@ def _marker(marker: str, filling: str, label: str) -> Line2D:
 def heat_map(
     runs: pd.DataFrame, metric: str, title: str, label: str, *, condition: str = "condition", number: str = "{:.1f}"
 ) -> Figure:
-    """Who wins where: a row a variant, a column a condition, in each cell the mean ± half its 95 % interval.
+    """Who wins where: one row per variant, one column per condition, in each cell the mean ± half its 95 % interval.
 
     The best of each column is framed. Bold are the best and all that the seeds do not tell apart from it: paired t
     tests against the best with Holm's correction within the column (:func:`simpool_lite.measure.stats.compare`).
 
     Args:
-        runs: one row a run with the columns ``variant``, ``seed``, ``status``, the condition and the metric.
+        runs: one row per run with the columns ``variant``, ``seed``, ``status``, the condition and the metric.
         metric: the column to show; the highest is the best.
         title: the figure's message.
         label: what the metric is, such as "test accuracy (%)".
@@ -177,7 +134,7 @@ def heat_map(
     size = max(6.5, 2.5 + 1.1 * len(conditions)), 1.6 + 0.5 * len(variants)
     figure, axis = plt.subplots(figsize=size, layout="constrained")
     sns.heatmap(
-        means, ax=axis, cmap=sns.light_palette(_CYAN, as_cmap=True), linewidths=1, cbar_kws={"label": label},
+        means, ax=axis, cmap=sns.light_palette(COLOURS["GeM"], as_cmap=True), linewidths=1, cbar_kws={"label": label},
         annot=means.map(number.format), fmt="", annot_kws={"va": "bottom", "size": 11, "color": "black"},
     )  # fmt: skip
     for text in list(axis.texts):
@@ -216,10 +173,10 @@ def trade_off(
     join: bool = False,
     log_x: bool | None = None,
 ) -> Figure:
-    """One metric against another, or against a cost: a labelled dot a variant, with its 95 % intervals over seeds.
+    """One metric against another, or against a cost: one labelled dot per variant, with its 95 % intervals over seeds.
 
     Args:
-        runs: one row a run with the columns ``variant``, ``status`` and both metrics.
+        runs: one row per run with the columns ``variant``, ``status`` and both metrics.
         x: a metric or a cost; what is the same for all seeds, such as ``parameters``, gets no interval.
         y: a metric.
         title: the figure's message.
@@ -240,91 +197,41 @@ def trade_off(
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:g}")
-    if join:
-        axis.plot(across["mean"], up["mean"], color="grey", linewidth=1, zorder=1)
     colours = [colour_of(variant) for variant in shown]
-    axis.hlines(up["mean"], across["low"], across["high"], colors=colours)
-    axis.vlines(across["mean"], up["low"], up["high"], colors=colours)
-    axis.scatter(across["mean"], up["mean"], s=60, c=colours, zorder=3)
+    intervals = [
+        *axis.hlines(up["mean"], across["low"], across["high"], colors=colours).get_segments(),
+        *axis.vlines(across["mean"], up["low"], up["high"], colors=colours).get_segments(),
+    ]
+    lines = [line for line in intervals if len(line)]  # one seed has no interval
+    if join:
+        (joint,) = axis.plot(across["mean"], up["mean"], color="grey", linewidth=1, zorder=1)
+        lines.append(joint.get_xydata())
+    dots = axis.scatter(across["mean"], up["mean"], s=60, c=colours, zorder=3)
     axis.margins(0.1)
     axis.set(xlabel=x_label, ylabel=y_label)
     figure.suptitle(title)
     if len(missing):
         figure.supxlabel(f"not measured: {', '.join(missing)}", fontsize=10)
-    _name_dots(axis, across, up, join)
+    if len(shown):
+        _name_dots(axis, dots, list(shown), lines)
     return figure
 
 
-# Where a name may stand, seen from its dot, and how far away in points: the first that is free is taken.
-_DIRECTIONS = np.array([(1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1), (-1, 0), (0, 1), (0, -1)])
-_DISTANCES = np.array([7, 12, 20, 30, 45])
+# Where a name may stand, seen from its dot: the first place that is free is taken, all of them before one further away.
+_DIRECTIONS = ["east", "northeast", "southeast", "west", "northwest", "southwest", "north", "south"]
 
 
-def _name_dots(axis: Axes, across: pd.DataFrame, up: pd.DataFrame, joined: bool) -> None:
-    """Write each variant's name beside its dot, where it covers least of what is drawn; far ones get a line.
-
-    A line had better not cross another name.
-    """
-    axis.figure.draw_without_rendering()  # settles the layout, so that positions in pixels are known
-    point = axis.figure.dpi / 72
-    taken = _drawn(axis, across, up, joined, point)
-    offsets = point * (_DISTANCES[:, None, None] * _DIRECTIONS).reshape(-1, 2)
-    alignments = np.tile((1 - _DIRECTIONS) / 2, (len(_DISTANCES), 1))  # a name to the left of its dot ends there
-    far = np.arange(len(offsets)) >= len(_DIRECTIONS)
-    names = np.empty((0, 4))
-    for name, x, y in zip(across.index, across["mean"], up["mean"], strict=True):
-        dot = axis.transData.transform((x, y))
-        probe = axis.text(0, 0, name, size=10, transform=axis.transAxes)
-        size = probe.get_window_extent().size
-        probe.remove()
-        corners = dot + offsets - alignments * size
-        places = np.hstack([corners, corners + size])
-        outside = size.prod() - _overlap(places, axis.bbox.extents[None])
-        lines = [_boxes(dot + share * offsets, dot + share * offsets, point) for share in np.linspace(0, 1, 20)]
-        crossed = far * sum(_overlap(line, names) for line in lines)
-        best = (_overlap(places, taken) + 10 * (outside + crossed)).round().argmin()
-        names = np.concatenate([names, places[[best]]])
-        taken = np.concatenate([taken, places[[best]], *(line[[best]] for line in lines if far[best])])
-        leader = {"arrowstyle": "-", "color": "grey", "linewidth": 0.8, "relpos": alignments[best]}
-        axis.annotate(
-            name, (x, y), (corners[best] - dot) / point, textcoords="offset points", ha="left", va="bottom", size=10,
-            color=_darker(colour_of(name), 0.3), arrowprops=leader if far[best] else None,
-        )  # fmt: skip
-
-
-def _drawn(axis: Axes, across: pd.DataFrame, up: pd.DataFrame, joined: bool, point: float) -> np.ndarray:
-    """The boxes that names had better not cover, in pixels: dots, intervals, the line that joins the dots."""
-
-    def pixels(x: pd.Series, y: pd.Series) -> np.ndarray:
-        return axis.transData.transform(np.column_stack([x, y]))
-
-    x, y = across["mean"], up["mean"]
-    dots = pixels(x, y)
-    boxes = [
-        _boxes(dots, dots, 6 * point),
-        _boxes(pixels(across["low"].fillna(x), y), pixels(across["high"].fillna(x), y), 2 * point),
-        _boxes(pixels(x, up["low"].fillna(y)), pixels(x, up["high"].fillna(y)), 2 * point),
-    ]
-    if joined:
-        way = np.linspace(0, 1, 20)[:, None, None]
-        line = ((1 - way) * dots[:-1] + way * dots[1:]).reshape(-1, 2)
-        boxes.append(_boxes(line, line, 2 * point))
-    return np.concatenate(boxes)
-
-
-def _boxes(low: np.ndarray, high: np.ndarray, margin: float) -> np.ndarray:
-    """Boxes ``(n, 4)``, x0 y0 x1 y1, from their corners ``(n, 2)``, with a margin around them."""
-    return np.hstack([low - margin, high + margin])
-
-
-def _overlap(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """How much of each box ``(n, 4)`` lies under other boxes ``(m, 4)``: areas, summed over the others."""
-    low = np.maximum(boxes[:, None, :2], others[:, :2])
-    high = np.minimum(boxes[:, None, 2:], others[:, 2:])
-    return (high - low).clip(min=0).prod(-1).sum(-1)
-
-
-def _strip(axes: Iterable[Axes]) -> None:
-    for axis in axes:
-        axis.set(xticks=[], yticks=[])
-        axis.grid(False)
+def _name_dots(axis: Axes, dots: PathCollection, names: Sequence[str], lines: Sequence[np.ndarray]) -> None:
+    """Write names beside dots, clear of dots, lines ``(n, 2)`` and other names; far ones get a line to their dot."""
+    axis.set(xlim=axis.get_xlim(), ylim=axis.get_ylim())  # names stay where they are placed
+    x, y = dots.get_offsets().T
+    *_, leaders = textalloc.allocate(
+        axis, x, y, names, scatter_plot=dots, x_lines=[line[:, 0] for line in lines],
+        y_lines=[line[:, 1] for line in lines], margin=0.004, nbr_candidates=1000, direction=_DIRECTIONS, va="bottom",
+        avoid_label_lines_overlap=True, linecolor="grey", linewidth=0.8,
+        textcolor=[darker(colour_of(name), 0.3) for name in names],
+    )  # fmt: skip
+    for leader in filter(None, leaders):
+        start, end = axis.transData.transform(leader.get_xydata())
+        if np.hypot(*(end - start)) < 12 * axis.figure.dpi / 72:  # points: the name is beside its dot
+            leader.remove()
