@@ -16,6 +16,7 @@ from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from nbformat import NotebookNode
 from papermill.execute import remove_error_markers
 
+from ..files import write_atomically
 from .mathml import text_of_markdown
 
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
@@ -74,15 +75,9 @@ def write(node: NotebookNode, path: Path) -> None:
 
 
 def write_text(text: str, path: Path) -> None:
-    """Write a text file in one step: a temporary file in the same folder, then a rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        # newline: a notebook has the same bytes on every system
+    """Write a text file in one step, with the same bytes on every system."""
+    with write_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def title(node: NotebookNode) -> str | None:

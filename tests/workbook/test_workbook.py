@@ -19,7 +19,7 @@ pytest.importorskip("nbconvert")
 
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook  # noqa: E402
 
-from simpool_lite import paths  # noqa: E402
+from simpool_lite import files  # noqa: E402
 from simpool_lite.__main__ import main  # noqa: E402
 from simpool_lite.workbook import notebooks, report, runner  # noqa: E402
 from simpool_lite.workbook.mathml import to_mathml  # noqa: E402
@@ -394,9 +394,9 @@ def test_missing_packages_are_named():
 
 
 def test_repository_root(tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "__file__", str(tmp_path / "simpool_lite" / "paths.py"))
+    monkeypatch.setattr(files, "__file__", str(tmp_path / "simpool_lite" / "files.py"))
     with pytest.raises(FileNotFoundError, match="Clone the repository"):
-        paths.repository_root()
+        files.repository_root()
     for name in ("notebooks", "data"):
         (tmp_path / name).mkdir()
-    assert paths.repository_root() == tmp_path
+    assert files.repository_root() == tmp_path
