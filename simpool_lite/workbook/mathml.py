@@ -14,6 +14,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
 # What latex2mathml does not know, in words that it does.
 _REWRITES = [
+    (r"(?<!\\)((?:\\\\)*)\\\n", r"\1\\ "),  # a space at the end of a line
     (r"\\(begin|end)\{aligned\}", r"\\\1{split}"),
     (r"\\(begin|end)\{(gather\*?|gathered)\}", r"\\\1{matrix}"),
     (r"\\operatorname\*", r"\\operatorname"),
