@@ -3,8 +3,7 @@
 from dataclasses import replace
 
 from .grid import Grid
-
-PROFILES = ("smoke", "laptop", "gpu")
+from .profiles import PROFILES
 
 EPOCHS = {"convnet_micro": 10, "vit_micro": 30}  # enough for the curves to be flat at the end
 OTHER_EPOCHS = 30

@@ -29,7 +29,7 @@ class WorkbookError(Exception):
 def select(folder: Path, names: Sequence[str] = ()) -> list[Path]:
     """Return the notebooks of ``folder`` that ``names`` mean, in that order; without names all of them.
 
-    A name is a number ("00", "5"), a file name, its beginning ("02-generic") or a path.
+    A name is a number ("00", "5"), a file name, its beginning ("02-the") or a path.
     """
     there = sorted(folder.glob("*.ipynb"))
     if not there and not names:

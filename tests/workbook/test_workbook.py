@@ -22,7 +22,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook  # noqa: 
 from simpool_lite import files  # noqa: E402
 from simpool_lite.__main__ import main  # noqa: E402
 from simpool_lite.workbook import notebooks, report, runner  # noqa: E402
-from simpool_lite.workbook.mathml import to_mathml  # noqa: E402
+from simpool_lite.workbook.mathml import markdown_to_html, to_mathml  # noqa: E402
 
 # A picture of one pixel.
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
@@ -269,7 +269,7 @@ def test_executing_in_place_twice_changes_nothing(tmp_path):
     states = []
     for _ in range(2):
         outcomes = runner.plan(path.parent, tmp_path / "out")
-        runner.run(outcomes, inplace=True, progress=False)
+        runner.execute(outcomes, inplace=True, progress=False)
         assert outcomes[0].status == "passed", outcomes[0].failure
         states.append(without_seconds(path))
     assert states[0] == states[1]
@@ -315,7 +315,7 @@ def test_in_place_refuses_outputs_that_name_the_machine(tmp_path):
     path = save(tmp_path / "0-a.ipynb", *cells)
     before = path.read_bytes()
     outcomes = runner.plan(tmp_path, tmp_path / "out")
-    runner.run(outcomes, inplace=True, progress=False)
+    runner.execute(outcomes, inplace=True, progress=False)
     assert outcomes[0].status == "failed" and outcomes[0].failure.cell == 2
     assert "folder of this machine" in outcomes[0].failure.error
     assert path.read_bytes() == before
@@ -370,6 +370,20 @@ def test_formulas_become_mathml(tex):
     assert mathml.startswith("<math ") and "\\" not in mathml and "&amp;" not in mathml
 
 
+def test_a_space_at_the_end_of_a_line_is_a_space():
+    assert to_mathml("a,\\\nb", block=False) == to_mathml(r"a,\ b", block=False)
+    rows = to_mathml("\\begin{matrix} a \\\\\nb \\end{matrix}", block=True)
+    assert rows.count("<mtr>") == 2
+
+
+@pytest.mark.parametrize("path", sorted((files.repository_root() / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_every_formula_of_the_workbook_becomes_mathml(path):
+    cells = [cell.source for cell in notebooks.read(path).cells if cell.cell_type == "markdown"]
+    html = "".join(map(markdown_to_html, cells))
+    assert re.findall(r'<code class="tex">.*?</code>', html, re.S) == []
+    assert html.count("<math ") >= sum(cell.count("$$") // 2 for cell in cells)
+
+
 def test_a_formula_that_cannot_be_read_stays_as_it_is():
     for tex in (r"\frac", r"\nosuchcommand x", r"\broken{"):
         assert to_mathml(tex, block=False) == f'<code class="tex">{tex}</code>'
@@ -386,6 +400,14 @@ def test_help_imports_nothing_heavy():
         "except SystemExit: print({'torch', 'papermill', 'nbformat', 'numpy'} & set(sys.modules))"
     )
     assert done.stdout.endswith("set()\n"), done.stdout + done.stderr
+
+
+def test_notebooks_in_the_examples_of_help_exist(capsys):
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    examples = " ".join(capsys.readouterr().out.split("examples:")[1].split()).split("|")
+    names = [name for example in examples for name in re.sub(r" -.*", "", example).split() if name != "run"]
+    assert len(names) > 2 and notebooks.select(files.repository_root() / "notebooks", names)
 
 
 def test_missing_packages_are_named():
