@@ -123,7 +123,10 @@ def parse_value(text: str) -> Any:
 
 
 def clean(node: NotebookNode) -> NotebookNode:
-    """Return a notebook without what executing adds and nobody reads: papermill's notes, times, versions."""
+    """Return a notebook without what executing adds and nobody reads: papermill's notes, times, versions.
+
+    The code of cells tagged ``check``, which only compare what the text says with the results, is hidden.
+    """
     node = remove_error_markers(node)
     node.metadata.pop("papermill", None)
     node.metadata["kernelspec"] = dict(KERNELSPEC)
@@ -133,6 +136,8 @@ def clean(node: NotebookNode) -> NotebookNode:
     for cell in node.cells:
         for noise in ("papermill", "execution", "lines_to_next_cell"):  # the last is jupytext's
             cell.metadata.pop(noise, None)
+        if "check" in cell.metadata.get("tags", []):  # JupyterLab folds it, too
+            cell.metadata.setdefault("jupyter", {})["source_hidden"] = True
         if not cell.metadata.get("tags", True):  # papermill gives every cell an empty list
             del cell.metadata["tags"]
     return node
