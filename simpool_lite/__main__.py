@@ -12,6 +12,7 @@ import sys
 from collections.abc import Container, Sequence
 from pathlib import Path
 
+from .experiments.budgets import PROFILES
 from .files import repository_root
 
 
@@ -38,13 +39,13 @@ def add_run(commands: argparse._SubParsersAction) -> None:
         "run",
         help="execute the notebooks and write an HTML report",
         description="Execute notebooks in order, stop at the first that fails, and write an HTML report.",
-        epilog="examples:  run  |  run 00 02-generic  |  run 05 --profile smoke  |  run 05 -p seeds 3",
+        epilog="examples:  run  |  run 00 03-simpool  |  run 05 --profile smoke  |  run 05 -p seeds 3",
     )
     _add_notebooks(parser)
     parser.add_argument("names", nargs="*", metavar="NOTEBOOK", help="number, name, its beginning or path (all)")
     parser.add_argument(
         "--profile",
-        choices=("smoke", "laptop", "gpu"),
+        choices=PROFILES,
         help="how much to compute, for notebooks that can choose",
     )
     parser.add_argument(
@@ -88,9 +89,9 @@ def _run(options: argparse.Namespace) -> int:
     except (WorkbookError, FileNotFoundError) as error:
         return _wrong(error)
     write = report.Report(outcomes, output)
-    runner.run(outcomes, inplace=options.inplace, progress=options.progress, changed=write)
+    runner.execute(outcomes, inplace=options.inplace, progress=options.progress, changed=write)
 
-    print(f"\n{runner.summary(outcomes)}\n\nReport: {write.index}\n        {write.index.as_uri()}")
+    print(f"\n{runner.times(outcomes)}\n\nReport: {write.index}\n        {write.index.as_uri()}")
     stopped = next((outcome for outcome in outcomes if outcome.stopped), None)
     if stopped is None:
         return 0
@@ -125,7 +126,7 @@ def _list(options: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         return _missing(error)
     try:
-        print(runner.listing(_notebooks(options), shutil.get_terminal_size((110, 24)).columns))
+        print(runner.listing(_notebooks(options), PROFILES, shutil.get_terminal_size((110, 24)).columns))
     except (WorkbookError, FileNotFoundError) as error:
         return _wrong(error)
     return 0

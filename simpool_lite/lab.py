@@ -20,16 +20,16 @@ from .device import resolve_device
 from .experiments.budgets import BUDGETS, SMALL_IMAGES
 from .experiments.config import RunConfig
 from .experiments.grid import Grid, run, summary
+from .experiments.paper import paper_table, published
 from .experiments.run import load_split, train_and_measure, train_and_record
 from .experiments.search import learning_rate_search
 from .experiments.store import COLUMNS, Store, open_store, recorded_results
 from .experiments.suite import Setting
-from .figures.runs import (
+from .figures import (
     COLOURS,
-    attention_row,
+    attention_grid,
     comparison,
     heat_map,
-    image_row,
     metric_bars,
     trade_off,
     training_curves,

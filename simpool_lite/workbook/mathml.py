@@ -14,6 +14,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
 # What latex2mathml does not know, in words that it does.
 _REWRITES = [
+    (r"(?<!\\)((?:\\\\)*)\\\n", r"\1\\ "),  # a space at the end of a line
     (r"\\(begin|end)\{aligned\}", r"\\\1{split}"),
     (r"\\(begin|end)\{(gather\*?|gathered)\}", r"\\\1{matrix}"),
     (r"\\operatorname\*", r"\\operatorname"),
@@ -40,6 +41,7 @@ def to_mathml(tex: str, *, block: bool) -> str:
     # The converter passes on commands that it does not know as if they were letters.
     if math is None or any("\\" in (node.text or "") for node in math.iter()):
         return f'<code class="tex">{html.escape(tex.strip(), quote=False)}</code>'
+    math.attrib.pop("xmlns")  # HTML needs none, and nbconvert would make prefixes of it in headings
     for node in math.iter():
         node.text = html.unescape(node.text or "") or None  # it writes signs as entities
     _space_words(math)

@@ -16,6 +16,7 @@ from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from nbformat import NotebookNode
 from papermill.execute import remove_error_markers
 
+from ..files import write_atomically
 from .mathml import text_of_markdown
 
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
@@ -28,7 +29,7 @@ class WorkbookError(Exception):
 def select(folder: Path, names: Sequence[str] = ()) -> list[Path]:
     """Return the notebooks of ``folder`` that ``names`` mean, in that order; without names all of them.
 
-    A name is a number ("00", "5"), a file name, its beginning ("02-generic") or a path.
+    A name is a number ("00", "5"), a file name, its beginning ("02-the") or a path.
     """
     there = sorted(folder.glob("*.ipynb"))
     if not there and not names:
@@ -74,15 +75,9 @@ def write(node: NotebookNode, path: Path) -> None:
 
 
 def write_text(text: str, path: Path) -> None:
-    """Write a text file in one step: a temporary file in the same folder, then a rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        # newline: a notebook has the same bytes on every system
+    """Write a text file in one step, with the same bytes on every system."""
+    with write_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def title(node: NotebookNode) -> str | None:
@@ -128,7 +123,10 @@ def parse_value(text: str) -> Any:
 
 
 def clean(node: NotebookNode) -> NotebookNode:
-    """Return a notebook without what executing adds and nobody reads: papermill's notes, times, versions."""
+    """Return a notebook without what executing adds and nobody reads: papermill's notes, times, versions.
+
+    The code of cells tagged ``check``, which only compare what the text says with the results, is hidden.
+    """
     node = remove_error_markers(node)
     node.metadata.pop("papermill", None)
     node.metadata["kernelspec"] = dict(KERNELSPEC)
@@ -138,6 +136,8 @@ def clean(node: NotebookNode) -> NotebookNode:
     for cell in node.cells:
         for noise in ("papermill", "execution", "lines_to_next_cell"):  # the last is jupytext's
             cell.metadata.pop(noise, None)
+        if "check" in cell.metadata.get("tags", []):  # JupyterLab folds it, too
+            cell.metadata.setdefault("jupyter", {})["source_hidden"] = True
         if not cell.metadata.get("tags", True):  # papermill gives every cell an empty list
             del cell.metadata["tags"]
     return node

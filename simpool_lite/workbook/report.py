@@ -1,6 +1,7 @@
 """The executed notebooks as HTML pages, and an index of them, that open from disk without a network."""
 
 import base64
+import copy
 import mimetypes
 import os
 import re
@@ -14,6 +15,7 @@ from bs4 import BeautifulSoup, Tag
 from jinja2 import Environment, FileSystemLoader, pass_context
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
+from nbformat.v4 import new_markdown_cell, new_notebook
 from pygments.formatters import HtmlFormatter
 
 from .mathml import markdown_to_html, to_mathml
@@ -37,19 +39,22 @@ class Report:
         self.output = output
         self.heading = heading
         self.index = output / "index.html"
+        self.documents: list[Path] = []  # the markdown files that a page links to
 
     def __call__(self, outcome: Outcome) -> None:
-        pages = {o.source for o in self.outcomes}
-        finished = [outcome] if outcome.node else []
+        pages, finished = self.outcomes, [outcome] if outcome.node else []
         if outcome.stopped:  # there will be no page for the rest: the links to them change
-            finished = [o for o in self.outcomes if o.node]
-            pages = {o.source for o in finished}
+            pages = finished = [o for o in self.outcomes if o.node]
         for each in finished:
-            self._write_page(each, pages)
+            self._write_page(each.source, each.node, pages, each)
+        for path in self.documents:  # a document that links to another one makes the list longer
+            self._write_page(path, _document(path), pages)
         self._write_index()
 
-    def _write_page(self, outcome: Outcome, pages: set[Path]) -> None:
-        """Write the page of an executed notebook; ``pages`` are the notebooks that have or will have one."""
+    def _write_page(
+        self, source: Path, node: NotebookNode, pages: list[Outcome], outcome: Outcome | None = None
+    ) -> None:
+        """Write the page of a notebook or document; ``pages`` are the notebooks that have or will have one."""
         exporter = _PageExporter(
             template_name="lab",  # for what it knows about outputs; the page around them is ours
             template_file="page.html.j2",
@@ -57,16 +62,23 @@ class Report:
             exclude_input_prompt=True,
             exclude_output_prompt=True,
         )
-        page = {
-            "title": title(outcome.node) or outcome.source.stem,
-            "style": _style(),
-            "outcome": outcome,
-            "status": _word(outcome),
-            "duration": duration(outcome.seconds),
-        }
-        html, _ = exporter.from_notebook_node(outcome.node, resources={"page": page})
-        html = _localise(html, outcome.source.parent, self.output, pages)
-        write_text(html, self.output / _page_name(outcome))
+        page = {"title": title(node) or source.stem, "style": _style(), "name": source.name, "outcome": outcome}
+        if outcome:
+            place = pages.index(outcome)
+            page |= {
+                "status": _word(outcome),
+                "duration": duration(outcome.seconds),
+                "previous": _neighbour(pages[place - 1 : place]),
+                "next": _neighbour(pages[place + 1 : place + 2]),
+            }
+        html, _ = exporter.from_notebook_node(node, resources={"page": page})
+        soup = BeautifulSoup(html, "html.parser")
+        taken = {self.index.stem, *(o.source.stem for o in self.outcomes)}
+        beside = {path for path in source.parent.glob("*.md") if path.stem not in taken}
+        linked = _localise(soup, source.parent, self.output, {o.source for o in pages} | beside)
+        self.documents += [path for path in linked if path in beside and path not in self.documents]
+        _fill_contents(soup)
+        write_text(str(soup), self.output / _page_name(source))
 
     def _write_index(self) -> None:
         """Write the page with a card for each notebook."""
@@ -80,12 +92,27 @@ class Report:
             passed=f"{passed} of {len(self.outcomes)} passed",
             duration=duration(sum(outcome.seconds or 0 for outcome in self.outcomes)),
             profile=", ".join(sorted(profiles)),
+            documents=[(_page_name(path), title(_document(path)) or path.stem) for path in self.documents],
         )
         write_text(html, self.index)
 
 
-def _page_name(outcome: Outcome) -> str:
-    return f"{outcome.source.stem}.html"
+def _page_name(source: Path) -> str:
+    return f"{source.stem}.html"
+
+
+def _document(path: Path) -> NotebookNode:
+    """Return a markdown file as a notebook of one cell."""
+    return new_notebook(cells=[new_markdown_cell(path.read_text(encoding="utf-8"))])
+
+
+def _title(outcome: Outcome) -> str:
+    return title(outcome.node or read(outcome.source)) or outcome.source.stem
+
+
+def _neighbour(outcomes: list[Outcome]) -> dict[str, str] | None:
+    """Return where the link to the page before or after leads, and its title; None if there is no such page."""
+    return {"href": _page_name(outcomes[0].source), "title": _title(outcomes[0])} if outcomes else None
 
 
 def _word(outcome: Outcome) -> str:
@@ -109,9 +136,9 @@ def _card(outcome: Outcome) -> _Card:
     node = outcome.node or read(outcome.source)
     number = re.match(r"\d+", outcome.source.stem)
     return _Card(
-        href=_page_name(outcome) if outcome.node else "",
+        href=_page_name(outcome.source) if outcome.node else "",
         number=number[0] if number else "",
-        title=title(node) or outcome.source.stem,
+        title=_title(outcome),
         sentence=first_sentence(node),
         thumbnail=thumbnail(node),
         status=outcome.status,
@@ -176,13 +203,29 @@ def _latex_output(tex: str) -> str:
     return to_mathml(re.sub(r"^\s*\$+(\\displaystyle)?|\$+\s*$", "", tex), block=True)
 
 
-def _localise(html: str, folder: Path, output: Path, pages: set[Path]) -> str:
+def _fill_contents(soup: BeautifulSoup) -> None:
+    """Put a link to each section into the table of contents; without sections it goes."""
+    contents = soup.find("nav", class_="contents")
+    headings = soup.find_all("h2", id=True)
+    for heading in headings:
+        link = copy.copy(heading)  # with its formulas
+        for inner in link.find_all("a"):
+            inner.decompose() if "anchor-link" in inner.get("class", []) else inner.unwrap()
+        link.name, link.attrs = "a", {"href": f"#{heading['id']}"}
+        contents.ol.append(soup.new_tag("li"))
+        contents.ol.contents[-1].append(link)
+    if not headings:
+        contents.decompose()
+
+
+def _localise(soup: BeautifulSoup, folder: Path, output: Path, pages: set[Path]) -> list[Path]:
     """Make a page independent of the network and of the folder it is in.
 
-    Pictures on disk go into the page; links to other notebooks lead to their pages, other relative links
-    to where the files are; what would be loaded from the internet becomes a link or goes.
+    Pictures on disk go into the page; links to the sources of ``pages`` lead to them, other relative links
+    to where the files are; what would be loaded from the internet becomes a link or goes. Returns the
+    files that the page links to.
     """
-    soup = BeautifulSoup(html, "html.parser")
+    linked = []
     for image in soup.find_all("img", src=True):
         path = _local(image["src"], folder)
         if path is not None:
@@ -194,12 +237,13 @@ def _localise(html: str, folder: Path, output: Path, pages: set[Path]) -> str:
     for link in soup.find_all("a", href=True):
         path = _local(link["href"], folder)
         if path is not None:
+            linked.append(path)
             fragment = urlsplit(link["href"]).fragment
-            target = f"{path.stem}.html" if path in pages else Path(os.path.relpath(path, output)).as_posix()
+            target = _page_name(path) if path in pages else Path(os.path.relpath(path, output)).as_posix()
             link["href"] = f"{target}#{fragment}" if fragment else target
     for element in [*soup.find_all("script", src=True), *soup.find_all("link", href=True)]:
         element.decompose()
-    return str(soup)
+    return linked
 
 
 def _local(reference: str, folder: Path) -> Path | None:

@@ -30,8 +30,6 @@ from .notebooks import (
     write,
 )
 
-PROFILES = ("smoke", "laptop", "gpu")
-
 
 class _ThisInterpreter(AsyncKernelManager):
     """Starts kernels with the running interpreter, whatever kernelspecs are installed on the machine."""
@@ -110,7 +108,7 @@ def plan(
     ]
 
 
-def run(
+def execute(
     outcomes: list[Outcome],
     *,
     inplace: bool = False,
@@ -128,7 +126,7 @@ def run(
     for outcome in outcomes:
         outcome.status = "running"
         changed(outcome)
-        _execute(outcome, progress=progress)
+        _run(outcome, progress=progress)
         if inplace and outcome.status == "passed":
             _replace_source(outcome)
         changed(outcome)
@@ -136,7 +134,7 @@ def run(
             return
 
 
-def _execute(outcome: Outcome, *, progress: bool) -> None:
+def _run(outcome: Outcome, *, progress: bool) -> None:
     """Run one notebook; an error in it becomes a part of the outcome."""
     outcome.copy.parent.mkdir(parents=True, exist_ok=True)
     # papermill writes after every cell, and not in one step: let it have a file of its own.
@@ -256,7 +254,7 @@ def _excerpt(lines: list[str]) -> str:
     return "\n".join(f"    {line}" for line in lines)
 
 
-def summary(outcomes: list[Outcome]) -> str:
+def times(outcomes: list[Outcome]) -> str:
     """Return a line for each notebook: its name, how it went, how long it took."""
     width = max(len(outcome.source.stem) for outcome in outcomes)
     words = {"waiting": "not run"}
@@ -266,16 +264,15 @@ def summary(outcomes: list[Outcome]) -> str:
     )
 
 
-def listing(folder: Path, width: int = 100) -> str:
-    """Return the table of ``list``: what there is, with which parameters, and what it costs."""
-    rows = [("notebook", "title", "recorded", *PROFILES)]
+def listing(folder: Path, profiles: Sequence[str], width: int = 100) -> str:
+    """Return the table of ``list``: what there is, with which parameters, and what it costs per profile."""
+    rows = [("notebook", "title", "recorded", *profiles)]
     details = [""]
     for path in select(folder):
         node = read(path)
         note = node.metadata.get("simpool_lite", {})
-        estimates = note.get("estimates", {})
-        times = [note.get("seconds"), *(estimates.get(profile) for profile in PROFILES)]
-        rows.append((path.stem, title(node) or "–", *map(duration, times)))
+        seconds = [note.get("seconds"), *map(note.get("estimates", {}).get, profiles)]
+        rows.append((path.stem, title(node) or "–", *map(duration, seconds)))
         details.append(" ".join(f"{name}={value}" for name, value in declared_parameters(node).items()))
     return _table(rows, details, width)
 

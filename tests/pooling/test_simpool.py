@@ -272,9 +272,7 @@ def test_bad_switches_are_named(arguments, named):
 
 
 def test_simpool_has_no_switches():
-    with pytest.raises(
-        TypeError, match="^init: pool 'simpool' does not have this argument; .*'ablated_simpool' has it"
-    ):
+    with pytest.raises(TypeError, match=r"^init: pool 'simpool' does not have .*; 'ablated_simpool' has it"):
         create_pool("simpool", 64, init="max")
 
 

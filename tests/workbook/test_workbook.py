@@ -17,12 +17,13 @@ nbformat = pytest.importorskip("nbformat")
 pytest.importorskip("papermill")
 pytest.importorskip("nbconvert")
 
+from bs4 import BeautifulSoup  # noqa: E402
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook  # noqa: E402
 
-from simpool_lite import paths  # noqa: E402
+from simpool_lite import files  # noqa: E402
 from simpool_lite.__main__ import main  # noqa: E402
 from simpool_lite.workbook import notebooks, report, runner  # noqa: E402
-from simpool_lite.workbook.mathml import to_mathml  # noqa: E402
+from simpool_lite.workbook.mathml import markdown_to_html, to_mathml  # noqa: E402
 
 # A picture of one pixel.
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
@@ -67,13 +68,27 @@ FIRST = [
 ]
 
 
+SECOND = [
+    text("# Second\n\nNo picture, but a [word](glossary.md#Significant)."),
+    text("## Its $x_i$ and a [link](00-first.ipynb)\n\n### Not this"),
+    code("print('second ran')"),
+    code("assert 'checked'\nprint('it is so')", "check"),
+    text("## The end"),
+]
+GLOSSARY = (
+    "# Words *used*\n\n## Significant\n\nSee [second](01-second.ipynb), [never](03-never.ipynb), [more](more.md)."
+)
+
+
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
     """Run four notebooks, of which the third fails, from the command line and another folder."""
     root = tmp_path_factory.mktemp("a {brace}")
     folder = root / "notebooks"
     save(folder / "00-first.ipynb", *FIRST)
-    save(folder / "01-second.ipynb", text("# Second\n\nNo picture here."), code("print('second ran')"))
+    (folder / "glossary.md").write_text(GLOSSARY)
+    (folder / "unused.md").write_text("# Nobody links to this")
+    save(folder / "01-second.ipynb", *SECOND)
     save(folder / "02-broken.ipynb", text("# Broken"), code("a = {}"), code("# look\na['missing']"), code("1"))
     save(folder / "03-never.ipynb", text("# Never\n\nIt is not run."), code("print('third ran')"))
     (root / "data").mkdir()
@@ -145,7 +160,57 @@ def test_links_lead_somewhere(ran):
         "00-first.html",
         "01-second.html",
         "02-broken.html",
+        "glossary.html",
     }
+
+
+def soup(path: Path) -> BeautifulSoup:
+    return BeautifulSoup(path.read_text(), "html.parser")
+
+
+@pytest.mark.parametrize(
+    ("name", "neighbours"),
+    [
+        ("00-first", {"next": ("01-second.html", "Second")}),
+        ("01-second", {"prev": ("00-first.html", "What is pooling?"), "next": ("02-broken.html", "Broken")}),
+        ("02-broken", {"prev": ("01-second.html", "Second")}),  # 03-never has no page
+        ("glossary", {}),
+    ],
+)
+def test_pages_lead_to_their_neighbours(ran, name, neighbours):
+    page = soup(ran.output / f"{name}.html")
+    assert {a["rel"][0]: (a["href"], a.contents[-1]) for a in page.select(".pages a")} == neighbours
+    assert [a["href"] for a in page.select(".bar a")] == ["index.html", *(href for href, _ in neighbours.values())]
+
+
+def test_contents_lead_to_the_sections(ran):
+    page = soup(ran.output / "01-second.html")
+    links = page.select("nav.contents a")
+    assert [link["href"][1:] for link in links] == [heading["id"] for heading in page.select("h2")]
+    assert links[0].get_text() == "Its xi and a link" and links[0].find("math")
+    assert links[1].get_text() == "The end"
+    assert soup(ran.output / "02-broken.html").find("nav", class_="contents") is None
+
+
+def test_checks_are_folded_with_their_output(ran):
+    page = soup(ran.output / "01-second.html")
+    (folded,) = page.find_all("details", class_="check")
+    assert folded.summary.get_text() == "Checked by code" and not folded.has_attr("open")
+    assert "it is so" in folded.get_text() and "assert" in folded.get_text() and "second ran" not in folded.get_text()
+    assert page.find_all("details", class_="input") == []
+    executed = nbformat.read(ran.output / "notebooks" / "01-second.ipynb", as_version=4)
+    assert [cell.metadata.get("jupyter") for cell in executed.cells[-2:]] == [{"source_hidden": True}, None]
+    assert notebooks.clean(executed) == notebooks.clean(notebooks.clean(executed))
+
+
+def test_a_document_that_a_notebook_links_to_becomes_a_page(ran):
+    page = soup(ran.output / "glossary.html")
+    assert 'href="glossary.html#Significant"' in (ran.output / "01-second.html").read_text()
+    assert page.find(id="Significant") and page.select("nav.contents a")[0]["href"] == "#Significant"
+    links = [a["href"] for a in page.select("main p a")]
+    assert links == ["01-second.html", "../../notebooks/03-never.ipynb", "more.md"]  # the last is nowhere
+    assert soup(ran.output / "index.html").select(".documents a")[-1].get_text() == "Words used"
+    assert not (ran.output / "unused.html").exists()
 
 
 def test_pages_load_nothing(ran):
@@ -164,16 +229,21 @@ def test_page_shows_formulas_and_pictures(ran):
     assert 'class="stop"' in (ran.output / "02-broken.html").read_text()
 
 
-@pytest.mark.parametrize("name", ["index", "00-first"])
+@pytest.mark.parametrize("name", ["index", "00-first", "01-second"])
 def test_pages_fit_a_narrow_window(ran, name, tmp_path):
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
         pytest.skip("no Chromium on this machine")
-    script = "<script>document.title = document.documentElement.scrollWidth - innerWidth</script></body>"
+    # A browser's window may not be that narrow, a frame may; the page tells its width to the window's.
+    script = "<script>parent.postMessage(document.documentElement.scrollWidth - innerWidth, '*')</script></body>"
+    (tmp_path / "framed.html").write_text((ran.output / f"{name}.html").read_text().replace("</body>", script))
     page = tmp_path / "page.html"
-    page.write_text((ran.output / f"{name}.html").read_text().replace("</body>", script))
+    page.write_text(
+        "<script>onmessage = event => document.title = event.data</script>"
+        '<iframe src="framed.html" width="390" height="900"></iframe>'
+    )
     switches = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars"]
-    switches += ["--disable-background-networking", "--disable-component-update", "--window-size=500,900"]
+    switches += ["--disable-background-networking", "--disable-component-update", "--virtual-time-budget=5000"]
     command = [browser, *switches, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
     try:
         html = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
@@ -269,7 +339,7 @@ def test_executing_in_place_twice_changes_nothing(tmp_path):
     states = []
     for _ in range(2):
         outcomes = runner.plan(path.parent, tmp_path / "out")
-        runner.run(outcomes, inplace=True, progress=False)
+        runner.execute(outcomes, inplace=True, progress=False)
         assert outcomes[0].status == "passed", outcomes[0].failure
         states.append(without_seconds(path))
     assert states[0] == states[1]
@@ -315,7 +385,7 @@ def test_in_place_refuses_outputs_that_name_the_machine(tmp_path):
     path = save(tmp_path / "0-a.ipynb", *cells)
     before = path.read_bytes()
     outcomes = runner.plan(tmp_path, tmp_path / "out")
-    runner.run(outcomes, inplace=True, progress=False)
+    runner.execute(outcomes, inplace=True, progress=False)
     assert outcomes[0].status == "failed" and outcomes[0].failure.cell == 2
     assert "folder of this machine" in outcomes[0].failure.error
     assert path.read_bytes() == before
@@ -370,6 +440,20 @@ def test_formulas_become_mathml(tex):
     assert mathml.startswith("<math ") and "\\" not in mathml and "&amp;" not in mathml
 
 
+def test_a_space_at_the_end_of_a_line_is_a_space():
+    assert to_mathml("a,\\\nb", block=False) == to_mathml(r"a,\ b", block=False)
+    rows = to_mathml("\\begin{matrix} a \\\\\nb \\end{matrix}", block=True)
+    assert rows.count("<mtr>") == 2
+
+
+@pytest.mark.parametrize("path", sorted((files.repository_root() / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_every_formula_of_the_workbook_becomes_mathml(path):
+    cells = [cell.source for cell in notebooks.read(path).cells if cell.cell_type == "markdown"]
+    html = "".join(map(markdown_to_html, cells))
+    assert re.findall(r'<code class="tex">.*?</code>', html, re.S) == []
+    assert html.count("<math ") >= sum(cell.count("$$") // 2 for cell in cells)
+
+
 def test_a_formula_that_cannot_be_read_stays_as_it_is():
     for tex in (r"\frac", r"\nosuchcommand x", r"\broken{"):
         assert to_mathml(tex, block=False) == f'<code class="tex">{tex}</code>'
@@ -388,15 +472,23 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.endswith("set()\n"), done.stdout + done.stderr
 
 
+def test_notebooks_in_the_examples_of_help_exist(capsys):
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    examples = " ".join(capsys.readouterr().out.split("examples:")[1].split()).split("|")
+    names = [name for example in examples for name in re.sub(r" -.*", "", example).split() if name != "run"]
+    assert len(names) > 2 and notebooks.select(files.repository_root() / "notebooks", names)
+
+
 def test_missing_packages_are_named():
     done = python("import sys; sys.modules['papermill'] = None; import simpool_lite.__main__ as m; m.main(['list'])")
     assert 'papermill, which is not installed: pip install "simpool-lite[notebooks]"' in done.stderr
 
 
 def test_repository_root(tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "__file__", str(tmp_path / "simpool_lite" / "paths.py"))
+    monkeypatch.setattr(files, "__file__", str(tmp_path / "simpool_lite" / "files.py"))
     with pytest.raises(FileNotFoundError, match="Clone the repository"):
-        paths.repository_root()
+        files.repository_root()
     for name in ("notebooks", "data"):
         (tmp_path / name).mkdir()
-    assert paths.repository_root() == tmp_path
+    assert files.repository_root() == tmp_path
