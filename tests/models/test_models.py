@@ -150,7 +150,7 @@ def test_every_pooling_in_both_kinds_of_model(backbone, pool):
     model, images = create_model(backbone, pool, 10), torch.randn(2, 3, 48, 48)
     model(images).square().sum().backward()
     side = 12 if backbone == "convnet_micro" else 6
-    if pool in {"max", "gem", "lse", "se", "ge"}:
+    if pool in {"max", "gap_max", "gem", "lse", "se", "ge"}:
         assert model.last_attention is None
         with pytest.raises(ValueError, match="pool: expected a pooling with an attention map"):
             model.attention(images)
