@@ -10,21 +10,28 @@ import torch
 
 from simpool_lite.device import resolve_device
 
-from . import heads, networks, poolings, roofline
+from . import grid_workers, heads, networks, poolings, roofline
 from .measure import save
+
+PARTS = {
+    "roofline": roofline,
+    "poolings": poolings,
+    "heads": heads,
+    "networks": networks,
+    "grid_workers": grid_workers,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--turns", type=int, default=7, help="how often each is measured (%(default)s)")
-    parser.add_argument("--only", choices=("roofline", "poolings", "heads", "networks"), help="one of the parts")
+    parser.add_argument("--only", choices=list(PARTS), help="one of the parts")
     parser.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda where there is one")
     parser.add_argument("--out", type=Path, default=Path("build/benchmarks"), help="folder (%(default)s)")
     options = parser.parse_args()
     device = resolve_device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads, {options.turns} turns")
-    for part in (roofline, poolings, heads, networks):
-        name = part.__name__.rsplit(".", 1)[-1]
+    for name, part in PARTS.items():
         if options.only in (None, name):
             save(part.measure(options.turns, device), device, options.out / f"{name}.parquet")
 

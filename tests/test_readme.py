@@ -50,7 +50,7 @@ def test_make_has_the_targets(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
 
 
-@pytest.mark.parametrize("options", re.findall(r"python -m simpool_lite (run|list|record)", README))
+@pytest.mark.parametrize("options", re.findall(r"python -m simpool_lite (run|list|record|train)", README))
 def test_the_command_line_has_the_commands(options):
     done = subprocess.run([sys.executable, "-m", "simpool_lite", options, "--help"], capture_output=True, text=True)
     assert done.returncode == 0
@@ -64,15 +64,14 @@ def test_the_headline_runs_are_recorded():
     assert (recorded.status == "ok").all() and not recorded.git_revision.str.contains("dirty|unknown").any()
 
 
-def test_what_readme_says_that_it_costs_is_what_was_recorded():
-    tables = {path.stem: pd.read_parquet(path) for path in (ROOT / "data" / "benchmarks").glob("*.parquet")}
-    pooled = tables["poolings"].set_index(["shape", "task", "pooling"]).sort_index().loc["(64, 196, 384)"]
-    forward, step = (pooled.ms[task] for task in ("forward", "training step"))
-    heads = tables["heads"].set_index("pooling")["times GAP"]
-    networks = tables["networks"].set_index(["backbone", "task", "pooling"])["times GAP"]
-    memory = pooled.at[("training step", "SimPool"), "memory, times GAP"]
-    figures = [f"{times[name]:.1f}" for times in (forward, step) for name in ("SimPool", "timm SimPool1d", "GAP")]
-    figures += [f"{memory:.2f}", *(f"{heads[name]:.1f}" for name in ("SimPool", "the paper's formula"))]
-    figures.append(f"{networks['resnet50', 'training step', 'simpool']:.2f}")
-    section = README.split("## What it costs")[1].split("##")[0]
-    assert re.findall(r"\d+\.\d+", section) == figures
+def test_the_figures_are_the_recorded_ones():
+    assert subprocess.run([sys.executable, "-m", "benchmarks.readme", "--check"], cwd=ROOT).returncode == 0
+    figures = re.findall(r"<!-- [^>]+ -->([^<]+)<!-- end -->", README)
+    assert len(figures) == 12 and all(float(figure) > 1 for figure in figures)
+
+
+def test_the_models_are_known_to_timm():
+    code = re.search(r"```python\n(import timm.*?)```", README, re.S).group(1)
+    names: dict = {}
+    exec(code, names)
+    assert names["model"](torch.randn(2, 3, 64, 64)).shape == (2, 10)
