@@ -7,10 +7,8 @@ object) and the photograph (whole scene).
 An image is made in three steps, all on arrays of many images at once:
 
 1. `_draw` draws every random number of the set, in one fixed order, from one generator;
-2. `_background` crops, scales, flips and tints the photographs;
-3. `_paste` puts one stroke layer on top: the fragments first, then the digit, so nothing covers the digit.
-
-Pixels are interpolated and blended in integers, so the bytes do not depend on the machine or on threads.
+2. `draw_background` crops, scales, flips and tints the photographs;
+3. `paste` puts one stroke layer on top: the fragments first, then the digit, so nothing covers the digit.
 
 Sources: the digits are `sklearn.datasets.load_digits` (E. Alpaydin and C. Kaynak, UCI 1998, 8 x 8 pixels);
 the photographs and their licences are listed in `data/photographs/CREDITS.md`.
@@ -32,6 +30,7 @@ from torch import Tensor
 
 from ..files import write_atomically
 from . import LabelledImages, cache_folder, check_choice
+from .rendering import CANDIDATES, draw_background, draw_glyphs, ink_boxes, paste
 
 __all__ = ["CHECKSUMS", "PHOTOS", "PhotoDigits", "photograph_folder"]
 
@@ -47,13 +46,9 @@ STD = (0.294, 0.243, 0.234)
 
 WINDOW = (40, 100)  # side of a crop in pixels of the photograph
 ROTATION = 15  # degrees, either way, of the digit; fragments lie at any angle
-CONTRAST = 64  # least difference in luminance (0..255) between a stroke and what surrounds it
-CANDIDATES = 12  # colours tried before falling back to black or white
 FRAGMENT = (0.25, 0.5)  # share of a glyph's width and of its height that a fragment keeps
 TINT = (0.75, 1.25)  # gain of each colour channel
 
-CELL = 8  # a glyph's pixel is drawn as CELL x CELL points
-SIDE = 10 * CELL  # side of a drawn glyph: 8 pixels and one empty pixel around them
 CHUNK = 32  # images rendered at once: their arrays stay in the processor's cache
 
 logger = logging.getLogger(__name__)
@@ -197,9 +192,6 @@ class _Options:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-# -------------------- sources
-
-
 def photograph_folder() -> Path:
     """Where the six PNG files are: inside an installed package, or in `data/` of a checkout."""
     package = Path(__file__).resolve().parents[1]
@@ -229,40 +221,6 @@ def _split_glyphs(labels: np.ndarray, split: str) -> list[np.ndarray]:
     if split == "test":
         return [members[:size] for members, size in zip(by_class, test_size, strict=True)]
     return [members[size:] for members, size in zip(by_class, test_size, strict=True)]
-
-
-def _draw_glyphs(glyphs: np.ndarray) -> np.ndarray:
-    """Enlarge 8 x 8 glyphs with values 0..16 to sharp strokes, alpha 0..256, int32 (n, SIDE, SIDE).
-
-    Cubic interpolation (Catmull-Rom), then a steep ramp about 0.47 of full ink. The weights are dyadic
-    fractions and the values small integers, so the products are exact in float64 in any order of summation.
-    """
-    t = (2 * np.arange(CELL) + 1) / (2 * CELL)
-    t2, t3 = t * t, t * t * t  # a power may be off by a bit on some machines
-    weights = np.stack([-t + 2 * t2 - t3, 2 - 5 * t2 + 3 * t3, t + 4 * t2 - 3 * t3, t3 - t2], axis=1)
-    matrix = np.zeros((SIDE, 8))
-    for point in range(SIDE):
-        # Pixel centres of the glyph lie at 1.5, 2.5, ... cells; `left` is the one at or before the point.
-        left, phase = divmod(point - CELL // 2, CELL)
-        for tap in range(4):
-            if 0 <= left - 2 + tap < 8:
-                matrix[point, left - 2 + tap] = weights[phase, tap] / 2
-    ink = matrix @ (glyphs / 16.0) @ matrix.T
-    return (256 * np.clip((ink - 0.32) / 0.3, 0, 1)).astype(np.int32)
-
-
-def _ink_boxes(alpha: np.ndarray) -> np.ndarray:
-    """Tight boxes of the strokes, x0 y0 x1 y1 (exclusive), int64 (n, 4): alpha (n, H, W) or masks."""
-    ink = alpha >= 128 if alpha.dtype != bool else alpha
-    bounds = []
-    for axis in (1, 2):  # which columns, then which rows, hold ink
-        line = ink.any(axis=axis)
-        bounds.append((line.argmax(axis=1), line.shape[1] - line[:, ::-1].argmax(axis=1)))
-    (x0, x1), (y0, y1) = bounds
-    return np.stack([x0, y0, x1, y1], axis=1)
-
-
-# -------------------- generation
 
 
 def _draw(rng: np.random.Generator, options: _Options) -> dict[str, np.ndarray]:
@@ -304,8 +262,8 @@ def _generate(options: _Options) -> dict[str, np.ndarray]:
     glyphs = _choose_glyphs(draws, digits, _split_glyphs(source.target, options.split))
     used, drawn = np.unique(glyphs, return_inverse=True)
     drawn = drawn.reshape(glyphs.shape)  # positions in `used`
-    alpha = _draw_glyphs(source.images[used])
-    boxes = _ink_boxes(alpha)[drawn]
+    alpha = draw_glyphs(source.images[used])
+    boxes = ink_boxes(alpha)[drawn]
 
     windows = _windows(draws["window"], np.array([half.shape[1:] for half, _ in halves])[photos])
     strokes = [_place(layer, draws, boxes[:, layer], options) for layer in range(1 + options.distractors)]
@@ -318,13 +276,13 @@ def _generate(options: _Options) -> dict[str, np.ndarray]:
 
     def render(first: int) -> None:
         part = slice(first, first + CHUNK)
-        canvas = _background(
+        canvas = draw_background(
             pixels, starts[photos[part]], widths[photos[part]], windows[part], draws["flip"][part] < 0.5,
-            _between(draws["tint"][part], *TINT), options,
+            _between(draws["tint"][part], *TINT), size, options.clutter,
         )  # fmt: skip
         for layer in [*range(1, 1 + options.distractors), 0]:  # the digit last
             stroke = {name: values[part] for name, values in strokes[layer].items()}
-            masks[part] = _paste(canvas, alpha, drawn[part, layer], stroke)
+            masks[part] = paste(canvas, alpha, drawn[part, layer], stroke)
         images[part] = canvas.transpose(1, 0, 2, 3)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy frees the interpreter; no chunk sees another
@@ -333,7 +291,7 @@ def _generate(options: _Options) -> dict[str, np.ndarray]:
     first_columns = np.array([column for _, column in halves])[photos]
     windows[:, 0::2] += first_columns[:, None]  # from the half's pixels to the whole photograph's
     return {
-        "images": images, "masks": masks, "boxes": _ink_boxes(masks), "digits": digits, "photos": photos,
+        "images": images, "masks": masks, "boxes": ink_boxes(masks), "digits": digits, "photos": photos,
         "glyphs": glyphs, "windows": windows,
     }  # fmt: skip
 
@@ -388,83 +346,6 @@ def _place(layer: int, draws: dict[str, np.ndarray], boxes: np.ndarray, options:
         "turn": np.stack([cos, sin], axis=1),
         "colour": _pick(draws["colour"][:, layer], 256).astype(np.int32),
     }
-
-
-def _background(
-    pixels: np.ndarray,
-    starts: np.ndarray,
-    widths: np.ndarray,
-    windows: np.ndarray,
-    flip: np.ndarray,
-    tint: np.ndarray,
-    options: _Options,
-) -> np.ndarray:
-    """Crops scaled to the image (bilinear), flipped, tinted, with less or more contrast; int32 (3, b, S, S).
-
-    `pixels` are all half photographs one after the other, (3, total); everything is in 1/256 of a unit.
-    """
-    size = options.size
-    side = (windows[:, 2] - windows[:, 0])[:, None]
-    position = (2 * np.arange(size) + 1) * side * 256 // (2 * size) - 128
-    position = np.clip(position, 0, (side - 1) * 256)
-    across = np.where(flip[:, None], position[:, ::-1], position)
-    (x, fx), (y, fy) = ((p >> 8, (p & 255).astype(np.int32)) for p in (across, position))
-    x_next, y_next = (np.minimum(p + 1, side - 1) + windows[:, k, None] for k, p in ((0, x), (1, y)))
-    x, y = x + windows[:, 0, None], y + windows[:, 1, None]
-    rows, rows_next = (starts[:, None] + row * widths[:, None] for row in (y, y_next))
-
-    def mix_columns(row: np.ndarray) -> np.ndarray:
-        near = pixels[:, row[:, :, None] + x[:, None, :]]
-        far = pixels[:, row[:, :, None] + x_next[:, None, :]]
-        return (near << 8) + (far - near) * fx[:, None, :]
-
-    upper, lower = mix_columns(rows), mix_columns(rows_next)
-    crop = upper + (((lower - upper) * fy[:, :, None]) >> 8)
-    crop = (crop * np.round(tint * 256).astype(np.int32).T[:, :, None, None]) >> 8
-    average = crop.sum(axis=(2, 3), keepdims=True) // size**2
-    crop = average + (((crop - average) * round(options.clutter * 256)) >> 8)
-    return np.clip((crop + 128) >> 8, 0, 255).astype(np.int32)
-
-
-def _paste(canvas: np.ndarray, alpha: np.ndarray, glyphs: np.ndarray, stroke: dict[str, np.ndarray]) -> np.ndarray:
-    """Draw one stroke on every image of `canvas` (3, b, S, S), in place; its mask, bool (b, S, S)."""
-    colours = stroke["colour"]
-    stroke = {name: values.astype(np.float32) for name, values in stroke.items()}
-    x0, y0, x1, y1 = stroke["cut"].T[:, :, None, None]
-    grid = np.arange(canvas.shape[-1], dtype=np.float32) + np.float32(0.5)
-    dx, dy = ((grid - stroke["centre"][:, k, None]) * stroke["points"][:, None] for k in (0, 1))
-    cos, sin = stroke["turn"].T[:, :, None]
-    u = (cos * dx)[:, None, :] + (sin * dy)[:, :, None]  # the glyph's own coordinates, from the cut's middle
-    v = (cos * dy)[:, :, None] - (sin * dx)[:, None, :]
-    within = np.minimum((x1 - x0) / 2 - abs(u), (y1 - y0) / 2 - abs(v))  # points inside the cut; < 0 outside
-    u += (x0 + x1) / 2
-    v += (y0 + y1) / 2
-
-    where = np.clip(v, 0, SIDE - 1).astype(np.int32) * SIDE + np.clip(u, 0, SIDE - 1).astype(np.int32)
-    opacity = alpha.reshape(-1)[where + (glyphs * SIDE**2).astype(np.int32)[:, None, None]]
-    # Beyond the cut the stroke fades within a pixel: its edge is as soft there as elsewhere.
-    edge = np.clip((within + CELL // 4) * (256 / stroke["points"][:, None, None]), 0, 256)
-    opacity = (opacity * edge.astype(np.int32)) >> 8
-    colour = _contrasting(canvas, (within > -CELL) & (opacity == 0), colours)
-    canvas += ((colour[:, :, None, None] - canvas) * opacity) >> 8
-    return opacity >= 128
-
-
-def _contrasting(canvas: np.ndarray, around: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """The first candidate that differs from the mean luminance `around`, else black or white; (3, b)."""
-    luminance = _luminance(canvas)
-    local = (luminance * around).sum(axis=(1, 2)) // np.maximum(around.sum(axis=(1, 2)), 1)
-    differs = abs(_luminance(np.moveaxis(candidates, -1, 0)) - local[:, None]) >= CONTRAST
-    chosen = candidates[np.arange(len(local)), differs.argmax(axis=1)]
-    extreme = np.where(local < 128, 255, 0)[:, None]
-    return np.where(differs.any(axis=1)[:, None], chosen, extreme).astype(np.int32).T
-
-
-def _luminance(rgb: np.ndarray) -> np.ndarray:
-    return (77 * rgb[0] + 150 * rgb[1] + 29 * rgb[2]) >> 8
-
-
-# -------------------- cache
 
 
 def _checksum(arrays: dict[str, np.ndarray]) -> str:

@@ -43,9 +43,6 @@ def digits(tmp_path):
     return load
 
 
-# -------------------- photo-digits: the bytes
-
-
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_default_set_has_the_recorded_checksum(full, split):
     assert len(full[split]) == {"train": 4096, "test": 1024}[split]
@@ -69,9 +66,6 @@ def test_bytes_depend_on_the_seed_and_on_nothing_else(tmp_path, monkeypatch):
     assert torch.equal(first.images, again.images)
     assert first.checksum != other.checksum
     assert not torch.equal(first.images, other.images)
-
-
-# -------------------- photo-digits: the split
 
 
 def test_splits_share_no_glyph(full):
@@ -122,9 +116,6 @@ def test_pixels_come_from_the_window_alone(digits, monkeypatch):
     monkeypatch.setattr(photo_digits, "_photo_half", spoiled)
     generated = photo_digits._generate(before.options)
     assert np.array_equal(generated["images"], before.images.numpy())
-
-
-# -------------------- photo-digits: what is in an image
 
 
 def test_labels_are_balanced_and_independent(full):
@@ -216,9 +207,6 @@ def test_photo_target_is_on_the_same_images(digits):
     assert photo.targets.dtype == torch.int64
 
 
-# -------------------- photo-digits: as a data set
-
-
 def test_items_are_normalised_and_come_back(digits):
     data = digits()
     image, label = data[7]
@@ -244,9 +232,6 @@ def test_batches_equal_stacked_items(digits):
 
 def test_iteration_ends(digits):
     assert len(list(digits(num_images=3))) == 3
-
-
-# -------------------- photo-digits: the cache
 
 
 def cache_file(folder: Path) -> Path:
@@ -315,9 +300,6 @@ def test_default_cache_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     load_data("photo-digits", "test", num_images=2)
     assert cache_file(tmp_path / "simpool_lite").is_file()
-
-
-# -------------------- arguments
 
 
 @pytest.mark.parametrize(
@@ -392,9 +374,6 @@ def test_photographs_are_small_and_credited():
     for name in PHOTOS:
         assert (photograph_folder() / f"{name}.png").stat().st_size < 120_000
         assert f"`{name}.png`" in credits
-
-
-# -------------------- sets on disk
 
 
 def write_tree(root: Path, parts=("train", "test"), classes=("cat", "dog")) -> Path:
