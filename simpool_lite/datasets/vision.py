@@ -188,6 +188,8 @@ def load_vision(
     if rule is not None:
         held_out = _tenth(targets)
         indices = (held_out if rule == "tenth" else ~held_out).nonzero()[:, 0]
+        if not len(indices):
+            raise ValueError(f'split: "val" takes images from classes of two or more, {root} has none; add images')
         targets = targets[indices]
     images = None if isinstance(augment, dict) else _small_images(name, source, indices, image_size)
     if images is not None:
@@ -230,7 +232,7 @@ def _small_images(name: str, source: Any, indices: Tensor | None, size: int) -> 
     if isinstance(source, datasets.CIFAR10) and size == source.data.shape[1]:  # CIFAR100 is a CIFAR10, too
         pixels = torch.from_numpy(source.data).permute(0, 3, 1, 2)
         return pixels if indices is None else pixels[indices]
-    if size > SMALL or not isinstance(source, datasets.ImageFolder) or isinstance(source, datasets.Imagenette):
+    if size > SMALL or not isinstance(source, datasets.ImageFolder):
         return None
     files = [path for path, _ in source.samples]
     files = files if indices is None else [files[index] for index in indices.tolist()]
@@ -258,11 +260,11 @@ def _small_images(name: str, source: Any, indices: Tensor | None, size: int) -> 
         for path in files:
             stat = os.stat(path)
             listing.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
-        held_out = "all" if indices is None else len(indices)
-        place = hashlib.sha256(f"{source.root}\0{held_out}\0{size}".encode()).hexdigest()[:16]
+        root, part = str(Path(source.root).resolve()), "all" if indices is None else len(indices)
+        place = hashlib.sha256(f"{root}\0{part}\0{size}".encode()).hexdigest()[:16]
         arrays, _ = cached_arrays(
             cache_folder() / f"{name}-{place}",
-            {"decoder": DECODER_VERSION, "folder": str(source.root), "size": size, "listing": listing.hexdigest()},
+            {"decoder": DECODER_VERSION, "folder": root, "size": size, "listing": listing.hexdigest()},
             {"images": ("uint8", (len(files), 3, size, size))},
             make,
         )

@@ -805,6 +805,12 @@ def test_tenth_leaves_each_class_an_image():
     assert torch.equal(held_out, vision._tenth(targets))
 
 
+def test_val_of_single_images_is_refused(tmp_path):
+    write_small(tmp_path, count=1)
+    with pytest.raises(ValueError, match="two or more"):
+        load_data("folder", "val", data_root=tmp_path, image_size=24)
+
+
 def test_cifar_goes_the_way_of_small_images(tmp_path, monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)
 
