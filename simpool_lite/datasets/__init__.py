@@ -7,17 +7,20 @@ timm, scikit-learn) happen only when a set that needs them is asked for.
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-__all__ = ["DATASETS", "SPLITS", "LabelledImages", "load_data"]
+__all__ = ["DATASETS", "SPLITS", "LabelledImages", "PixelImages", "load_data"]
 
 DATASETS = ("photo-digits", "imagenette", "oxford-pets", "cifar10", "cifar100", "imagenet", "folder")
-SPLITS = ("train", "test")
+SPLITS = ("train", "val", "test")
 
 
 class LabelledImages(Dataset):
@@ -53,6 +56,42 @@ class LabelledImages(Dataset):
         return f"{type(self).__name__}({self.name!r}, {self.split!r}, {numbers})"
 
 
+class PixelImages(LabelledImages):
+    """Images that are kept as bytes; a batch is converted and normalised when it is asked for.
+
+    Attributes:
+        images: Raw pixels, uint8 `(n, 3, H, W)`.
+        augment: Changes a batch of such pixels, `(B, 3, H, W)`, or None.
+    """
+
+    images: Tensor
+    augment: Callable[[Tensor], Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self._prepare(self.images[index][None])[0], int(self.targets[index])
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """A whole batch at once, `(B, 3, H, W)` and `(B,)`; torch's DataLoader calls it, see `collate`."""
+        index = torch.as_tensor(indices, dtype=torch.int64)
+        return self._prepare(self.images[index]), self.targets[index]
+
+    @staticmethod
+    def collate(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Pass a batch of `__getitems__` through: `DataLoader(data, collate_fn=data.collate)`."""
+        return batch
+
+    def _prepare(self, images: Tensor) -> Tensor:
+        if self.augment is not None:
+            images = self.augment(images)
+        offset, scale = (
+            255 * torch.tensor(values, dtype=torch.float32)[:, None, None] for values in (self.mean, self.std)
+        )
+        return (images.float() - offset) / scale
+
+
 def load_data(
     name: str,
     split: str = "train",
@@ -64,6 +103,7 @@ def load_data(
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
     augment: bool | dict[str, Any] | None = None,
+    without_val: bool = False,
     **options: Any,
 ) -> LabelledImages:
     """Load a data set by name.
@@ -71,8 +111,11 @@ def load_data(
     Args:
         name: One of `DATASETS`. "folder" is any tree `data_root/train/<class>/*.jpg` with `test/` (or `val/`)
             beside `train/`; "imagenet" is the same with its usual folders `train/` and `val/`.
-        split: "train" or "test". Where a set has only a validation split with labels, that is "test".
-        target: photo-digits only: "digit" (10 classes, the default) or "photo" (6 classes).
+        split: "train", "val" or "test". Choices are made on "val", "test" is for the result. Where a set has only
+            a validation split with labels, that is "test", and "val" is a tenth of the training images, always the
+            same, as many of each class; a "folder" that has `val/` beside `test/` has its own. For photo-digits
+            see `PhotoDigits`.
+        target: photo-digits only: "digit" (10 classes, the default), "photo" (6 classes) or "odd" (10 classes).
         data_root: Where the files are. "folder" and "imagenet" need it; the downloadable sets default to the
             cache folder (`cache_folder`).
         download: Fetch what is missing. Nothing is ever downloaded unless this is True; photo-digits has
@@ -81,8 +124,14 @@ def load_data(
             another name of its option `size`.
         mean, std: Normalisation, three floats each; ImageNet's by default, its own for photo-digits.
         augment: True for timm's training augmentation, False for its evaluation transform, or a dict of
-            keywords for `timm.data.create_transform`. None means True on "train" and False on "test".
+            keywords for `timm.data.create_transform`. None means True on "train" and False elsewhere.
             photo-digits has no augmentation.
+            Small images go another way unless a dict is given: CIFAR at 32 pixels, and a "folder" or "imagenet"
+            with `image_size` of at most 64 whose images all have sides of at most 64. They are decoded once,
+            kept in the cache folder as bytes, and augmented as tensors, a batch at a time, by random shifts and
+            mirror images (`SmallImages`).
+        without_val: True leaves out of "train" what is in "val". By default "train" is all of it and overlaps
+            with "val". It changes nothing in the other splits, so all three can be asked for alike.
         **options: photo-digits: see `simpool_lite.datasets.photo_digits.PhotoDigits`. imagenette: `size`,
             "full", "320px" (default) or "160px". The others take none.
 
@@ -100,9 +149,8 @@ def load_data(
     """
     check_choice("name", name, DATASETS)
     check_choice("split", split, SPLITS)
-    for argument, value in (("mean", mean), ("std", std)):
-        if value is not None and len(value) != 3:
-            raise ValueError(f"{argument}: expected three floats (R, G, B), got {value!r}; pass one a channel")
+    if not isinstance(without_val, bool):
+        raise ValueError(f"without_val: expected True or False, got {without_val!r}; pass one of them")
 
     if name == "photo-digits":
         from .photo_digits import PhotoDigits
@@ -115,7 +163,8 @@ def load_data(
             if "size" in options:
                 raise ValueError("image_size: is another name of size for photo-digits; pass only one of them")
             options["size"] = image_size
-        return PhotoDigits(split, target="digit" if target is None else target, mean=mean, std=std, **options)
+        target = "digit" if target is None else target
+        return PhotoDigits(split, target=target, without_val=without_val, mean=mean, std=std, **options)
 
     from .vision import load_vision
 
@@ -132,6 +181,7 @@ def load_data(
         mean=mean,
         std=std,
         augment=augment,
+        without_val=without_val,
         **options,
     )
 
@@ -139,6 +189,21 @@ def load_data(
 def cache_folder() -> Path:
     """`$XDG_CACHE_HOME/simpool_lite`, or `~/.cache/simpool_lite`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "simpool_lite"
+
+
+def check_normalisation(mean: Any, std: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Both as tuples of three finite floats, or a ValueError; a standard deviation is above zero."""
+    checked = []
+    for argument, values, above in (("mean", mean, -math.inf), ("std", std, 0)):
+        try:
+            numbers = tuple(float(value) for value in values)
+        except (TypeError, ValueError):
+            numbers = ()
+        if len(numbers) != 3 or not all(math.isfinite(number) and number > above for number in numbers):
+            wanted = "three finite numbers" + (" above 0" if above == 0 else "")
+            raise ValueError(f"{argument}: expected {wanted} (R, G, B), got {values!r}; pass one per channel")
+        checked.append(numbers)
+    return checked[0], checked[1]
 
 
 def check_choice(argument: str, value: Any, choices: tuple[str, ...]) -> None:

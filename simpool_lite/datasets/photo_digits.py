@@ -2,15 +2,14 @@
 
 One digit lies somewhere on a random crop of a photograph, among fragments of other digits: a small object in
 clutter, which is where the choice of pooling matters. The same images carry two tasks, the digit (small
-object) and the photograph (whole scene).
+object) and the photograph (whole scene). A third task, "odd", shows three digits, two of them alike, and asks
+for the other one: what to look for depends on the image.
 
 An image is made in three steps, all on arrays of many images at once:
 
 1. `_draw` draws every random number of the set, in one fixed order, from one generator;
-2. `_background` crops, scales, flips and tints the photographs;
-3. `_paste` puts one stroke layer on top: the fragments first, then the digit, so nothing covers the digit.
-
-Pixels are interpolated and blended in integers, so the bytes do not depend on the machine or on threads.
+2. `draw_background` crops, scales, flips and tints the photographs;
+3. `paste` puts one stroke layer on top: the fragments first, then the digit, so nothing covers the digit.
 
 Sources: the digits are `sklearn.datasets.load_digits` (E. Alpaydin and C. Kaynak, UCI 1998, 8 x 8 pixels);
 the photographs and their licences are listed in `data/photographs/CREDITS.md`.
@@ -21,68 +20,77 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
+from numbers import Integral, Real
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..files import write_atomically
-from . import LabelledImages, cache_folder, check_choice
+from . import SPLITS, PixelImages, cache_folder, check_choice, check_normalisation
+from .cache import Layout, cached_arrays
+from .rendering import CANDIDATES, draw_background, draw_glyphs, ink_boxes, paste
 
 __all__ = ["CHECKSUMS", "PHOTOS", "PhotoDigits", "photograph_folder"]
 
 GENERATOR_VERSION = 1  # raise it whenever the pixels change: it is part of the cache's key
+TARGETS = ("digit", "photo", "odd")
 PHOTOS = ("astronaut", "chelsea", "china", "coffee", "flower", "rocket")
-DEFAULT_NUM_IMAGES = {"train": 4096, "test": 1024}
+DEFAULT_NUM_IMAGES = {"train": 4096, "test": 1024, "val": 1024}  # a split's place is part of its seed
+LARGEST_SET = 2**34  # bytes of pixels and random numbers while a set is made
 CHECKSUMS = {  # SHA-256 of the default sets, seed 0; the tests compare them
     "train": "d854699c5ce3038c6397ec455cc05c53d5ccfe0c26354bcba4c632953dfe470e",
     "test": "5c9ff3786846c64b57700350e9c8b576ad08d7a77e2e567e2a8c81b93dabecbf",
+    "val": "816b6c168e36aa3ff49c690f90b7ce8eb2e14a8445151cb3289213a16378ff95",
 }
 MEAN = (0.472, 0.389, 0.332)  # of the default training set
 STD = (0.294, 0.243, 0.234)
 
 WINDOW = (40, 100)  # side of a crop in pixels of the photograph
 ROTATION = 15  # degrees, either way, of the digit; fragments lie at any angle
-CONTRAST = 64  # least difference in luminance (0..255) between a stroke and what surrounds it
-CANDIDATES = 12  # colours tried before falling back to black or white
 FRAGMENT = (0.25, 0.5)  # share of a glyph's width and of its height that a fragment keeps
 TINT = (0.75, 1.25)  # gain of each colour channel
 
-CELL = 8  # a glyph's pixel is drawn as CELL x CELL points
-SIDE = 10 * CELL  # side of a drawn glyph: 8 pixels and one empty pixel around them
 CHUNK = 32  # images rendered at once: their arrays stay in the processor's cache
 
-logger = logging.getLogger(__name__)
 
+class PhotoDigits(PixelImages):
+    """Handwritten digits on 48 x 48 crops of photographs, among fragments of other digits.
 
-class PhotoDigits(LabelledImages):
-    """Handwritten digits of 18 to 32 pixels on 48 x 48 crops of photographs, among fragments of other digits.
-
-    No glyph and no pixel of a photograph occurs in both splits: one in five glyphs of every class is for
-    "test" whatever the seed, and so are the right halves of the photographs. Labels are balanced.
+    No glyph and no pixel of a photograph occurs in both "train" and "test": one in five glyphs of every class is
+    for "test" whatever the seed, and so are the right halves of the photographs. "val" takes its share from the
+    side of "train": one in ten glyphs and the lowest two fifths of the left halves. Ask for "train" with
+    `without_val=True` and all three share nothing. Its lower regions hold crops of up to 68 pixels of the
+    photograph, the others hold 100. Labels are balanced.
 
     Args:
-        split: "train" or "test".
-        target: "digit" (10 classes) or "photo" (6 classes, the photograph's name).
-        num_images: How many; 4,096 ("train") and 1,024 ("test") by default.
+        split: "train", "val" or "test".
+        target: "digit" (10 classes), "photo" (6 classes, the photograph's name) or "odd" (10 classes): three
+            digits, two of one class; the answer is the class of the third. "digit" and "photo" have the same
+            images.
+        without_val: Whether "train" leaves out what is for "val". The other two splits do not depend on it.
+        num_images: How many; by default 4,096 ("train") or 1,024.
         seed: A non-negative int. The splits of one seed are drawn independently.
-        object_size: Least and greatest longer side of the upright digit, in pixels of the image.
-        distractors: Fragments an image.
+        object_size: Least and greatest longer side of the upright digit, in pixels of the image. (18, 32) by
+            default; for "odd" the largest that fits a quarter of the image and four fifths of it.
+        distractors: Fragments per image; by default 4, for "odd" none.
         clutter: Contrast of the photograph about its mean colour: 1 as it is, 0 a flat colour; at most 4.
         size: Side of the images in pixels.
         cache_dir: Where the generated set is kept; default `simpool_lite` in the user's cache folder.
         mean, std: Normalisation; the training set's by default.
 
     Attributes:
-        images: Raw pixels, uint8 `(n, 3, size, size)`.
+        images: Raw pixels, uint8 `(n, 3, size, size)`. They and the arrays below are mapped from the cache's
+            files: processes that read the same set share the memory.
         digits, photos: Both targets, int64 `(n,)`; `targets` is one of them.
-        masks: The digit's pixels, bool `(n, size, size)`.
+        masks: The digit's pixels, bool `(n, size, size)`; for "odd" those of the odd digit alone, as for boxes.
         boxes: Per image a float `(1, 4)`, the mask's tight box x0 y0 x1 y1 (x1, y1 exclusive).
-        glyphs: Which of the 1,797 digits were used, int64 `(n, 1 + distractors)`, the object's own first.
+        glyphs: Which of the 1,797 digits were used, int64 `(n, 1 + distractors)`, the object's own first; for
+            "odd" `(n, 3 + distractors)`, the odd one, the two alike, the fragments.
         windows: Crop in the photograph's pixels, int64 `(n, 4)`, x0 y0 x1 y1 (x1, y1 exclusive).
         checksum: SHA-256 of all of these.
 
@@ -102,10 +110,11 @@ class PhotoDigits(LabelledImages):
         split: str = "train",
         *,
         target: str = "digit",
+        without_val: bool = False,
         num_images: int | None = None,
         seed: int = 0,
-        object_size: tuple[int, int] = (18, 32),
-        distractors: int = 4,
+        object_size: tuple[float, float] | None = None,
+        distractors: int | None = None,
         clutter: float = 1.0,
         size: int = 48,
         cache_dir: str | Path | None = None,
@@ -115,46 +124,46 @@ class PhotoDigits(LabelledImages):
     ) -> None:
         if unknown:
             raise ValueError(
-                f"options: expected num_images, seed, object_size, distractors, clutter, size or cache_dir; "
+                "options: expected without_val, num_images, seed, object_size, distractors, clutter, size, cache_dir; "
                 f"got {', '.join(unknown)}; check the spelling"
             )
-        check_choice("split", split, tuple(DEFAULT_NUM_IMAGES))
-        check_choice("target", target, ("digit", "photo"))
-        if num_images is None:
-            num_images = DEFAULT_NUM_IMAGES[split]
-        self.options = _Options(split, num_images, seed, object_size, distractors, clutter, size)
-        self.split, self.target = split, target
-        arrays = _load_or_generate(self.options, Path(cache_dir).expanduser() if cache_dir else cache_folder())
-        self.checksum = str(arrays.pop("checksum"))
+        check_choice("split", split, SPLITS)
+        check_choice("target", target, TARGETS)
+        self.split, self.target, self.cache_dir = split, target, cache_dir
+        self.mean, self.std = check_normalisation(MEAN if mean is None else mean, STD if std is None else std)
+        without_val = split == "train" and without_val
+        num_images = DEFAULT_NUM_IMAGES[split] if num_images is None else num_images
+        odd = target == "odd"
+        if distractors is None:
+            distractors = 0 if odd else 4
+        self.options = _Options(split, odd, without_val, num_images, seed, object_size, distractors, clutter, size)
+        folder = cache_folder() if cache_dir is None else Path(cache_dir).expanduser()
+        description = {"generator": GENERATOR_VERSION, **dataclasses.asdict(self.options)}
+        key = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
+        arrays, self.checksum = cached_arrays(
+            folder / f"photo-digits-{split}-{key}",
+            description,
+            self.options.layout(),
+            lambda: _generate(self.options),
+            checksum=CHECKSUMS[split] if self.options == _default_options(split) else None,
+        )
         tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
-        self.images, self.masks = tensors["images"], tensors["masks"]
+        self.images, self.masks, self._edges = tensors["images"], tensors["masks"], tensors["boxes"]
         self.digits, self.photos = tensors["digits"], tensors["photos"]
         self.glyphs, self.windows = tensors["glyphs"], tensors["windows"]
-        self.boxes = list(tensors["boxes"].float()[:, None].unbind(0))
-        self.classes = [str(digit) for digit in range(10)] if target == "digit" else list(PHOTOS)
-        self.targets = self.digits if target == "digit" else self.photos
-        self.mean, self.std = tuple(mean or MEAN), tuple(std or STD)
-        self._offset = 255 * torch.tensor(self.mean, dtype=torch.float32)[:, None, None]
-        self._scale = 255 * torch.tensor(self.std, dtype=torch.float32)[:, None, None]
+        self.classes = list(PHOTOS) if target == "photo" else [str(digit) for digit in range(10)]
+        self.targets = self.photos if target == "photo" else self.digits
 
-    def __len__(self) -> int:
-        return len(self.images)
+    @cached_property
+    def boxes(self) -> list[Tensor]:  # type: ignore[override]
+        return list(self._edges.float()[:, None].unbind(0))
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self._normalize(self.images[index]), int(self.targets[index])
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """A whole batch at once, `(B, 3, H, W)` and `(B,)`; torch's DataLoader calls it, see `collate`."""
-        index = torch.as_tensor(indices, dtype=torch.int64)
-        return self._normalize(self.images[index]), self.targets[index]
-
-    @staticmethod
-    def collate(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Pass a batch of `__getitems__` through: `DataLoader(data, collate_fn=data.collate)`."""
-        return batch
-
-    def _normalize(self, images: Tensor) -> Tensor:
-        return (images.float() - self._offset) / self._scale
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy in another process maps the cache's files; no pixel travels."""
+        own = {"target": self.target, "cache_dir": self.cache_dir, "mean": self.mean, "std": self.std}
+        arguments = {**dataclasses.asdict(self.options), **own}
+        del arguments["odd"]
+        return partial(PhotoDigits, **arguments), ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,42 +171,72 @@ class _Options:
     """What the bytes depend on."""
 
     split: str
+    odd: bool
+    without_val: bool
     num_images: int
     seed: int
-    object_size: tuple[float, float]
+    object_size: tuple[float, float] | None
     distractors: int
     clutter: float
     size: int
 
     def __post_init__(self) -> None:
+        if not isinstance(self.without_val, bool):
+            raise ValueError(f"without_val: expected True or False, got {self.without_val!r}; pass one of them")
         for name, least in (("num_images", 1), ("seed", 0), ("distractors", 0), ("size", 8)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
                 raise ValueError(f"{name}: expected an int of {least} or more, got {value!r}; pass such a number")
-        if not isinstance(self.clutter, int | float) or not 0 <= self.clutter <= 4:
+            object.__setattr__(self, name, int(value))
+        per_image = 4 * self.size**2 + 400 * (self.objects + self.distractors)
+        if self.num_images * per_image > LARGEST_SET:
+            raise ValueError(
+                f"num_images: expected at most {LARGEST_SET // per_image:,} images of size {self.size} with "
+                f"{self.distractors} distractors, got {self.num_images:,}; choose fewer and another seed for more"
+            )
+        if isinstance(self.clutter, bool) or not isinstance(self.clutter, Real) or not 0 <= self.clutter <= 4:
             raise ValueError(f"clutter: expected a number from 0 to 4, got {self.clutter!r}; 1 is the photo as it is")
         # A square of this side still fits with two pixels to spare when it is turned.
         turn = np.radians(ROTATION)
-        greatest = int((self.size - 2) / (np.cos(turn) + np.sin(turn)))
+        greatest = int((self.cell - 2) / (np.cos(turn) + np.sin(turn)))
+        wanted = self.object_size
+        if wanted is None:
+            wanted = (round(0.8 * greatest), greatest) if self.odd else (18, 32)
         try:
-            smaller, larger = (float(side) for side in self.object_size)
+            smaller, larger = (float(side) for side in wanted)
         except (TypeError, ValueError):
             smaller, larger = 0.0, 0.0
         if not 4 <= smaller <= larger <= greatest:
             raise ValueError(
                 f"object_size: expected (least, greatest) pixels with 4 <= least <= greatest <= {greatest} "
-                f"in images of {self.size}, got {self.object_size!r}; choose smaller objects or a larger size"
+                f"in images of {self.size}, got {wanted!r}; choose smaller objects or a larger size"
             )
         # One spelling, so that (18, 32) and [18.0, 32.0] share a cache file.
         object.__setattr__(self, "object_size", (smaller, larger))
         object.__setattr__(self, "clutter", float(self.clutter))
 
-    def key(self) -> str:
-        text = json.dumps({"version": GENERATOR_VERSION, **dataclasses.asdict(self)}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+    @property
+    def objects(self) -> int:
+        """Whole digits per image."""
+        return 3 if self.odd else 1
+
+    @property
+    def cell(self) -> float:
+        """Side of the square in which a digit lies: three digits have a quarter of the image each."""
+        return self.size / 2 if self.odd else self.size
+
+    def layout(self) -> Layout:
+        """Types and shapes of the set's arrays."""
+        n, size = self.num_images, self.size
+        return {
+            "images": ("uint8", (n, 3, size, size)), "masks": ("bool", (n, size, size)), "boxes": ("int64", (n, 4)),
+            "digits": ("int64", (n,)), "photos": ("int64", (n,)),
+            "glyphs": ("int64", (n, self.objects + self.distractors)), "windows": ("int64", (n, 4)),
+        }  # fmt: skip
 
 
-# -------------------- sources
+def _default_options(split: str) -> _Options:
+    return _Options(split, False, False, DEFAULT_NUM_IMAGES[split], 0, None, 4, 1.0, 48)
 
 
 def photograph_folder() -> Path:
@@ -212,67 +251,45 @@ def photograph_folder() -> Path:
     )
 
 
-def _photo_half(name: str, split: str) -> tuple[np.ndarray, int]:
-    """The left ("train") or right ("test") half of a photograph, uint8 (3, H, W), and its first column."""
+def _photo_region(name: str, split: str, without_val: bool) -> tuple[np.ndarray, tuple[int, int]]:
+    """A split's part of a photograph, uint8 (3, h, w), and its first column and row.
+
+    "test" has the right half, "val" the lowest two fifths of the left one; of "train" is the left half, or what
+    "val" leaves of it.
+    """
     from PIL import Image
 
     pixels = np.asarray(Image.open(photograph_folder() / f"{name}.png").convert("RGB")).transpose(2, 0, 1)
-    middle = pixels.shape[2] // 2
-    return (pixels[:, :, :middle], 0) if split == "train" else (pixels[:, :, middle:], middle)
-
-
-def _split_glyphs(labels: np.ndarray, split: str) -> list[np.ndarray]:
-    """Per class the glyphs of one split: shuffled once and for all, one in five for "test"."""
-    order = np.argsort(np.random.Generator(np.random.PCG64(2023)).random(len(labels)), kind="stable")
-    by_class = [order[labels[order] == label] for label in range(10)]
-    test_size = [len(members) // 5 for members in by_class]
+    middle, low = pixels.shape[2] // 2, pixels.shape[1] - pixels.shape[1] * 2 // 5
     if split == "test":
-        return [members[:size] for members, size in zip(by_class, test_size, strict=True)]
-    return [members[size:] for members, size in zip(by_class, test_size, strict=True)]
+        return pixels[:, :, middle:], (middle, 0)
+    if split == "val":
+        return pixels[:, low:, :middle], (0, low)
+    return pixels[:, : low if without_val else None, :middle], (0, 0)
 
 
-def _draw_glyphs(glyphs: np.ndarray) -> np.ndarray:
-    """Enlarge 8 x 8 glyphs with values 0..16 to sharp strokes, alpha 0..256, int32 (n, SIDE, SIDE).
-
-    Cubic interpolation (Catmull-Rom), then a steep ramp about 0.47 of full ink. The weights are dyadic
-    fractions and the values small integers, so the products are exact in float64 in any order of summation.
-    """
-    t = (2 * np.arange(CELL) + 1) / (2 * CELL)
-    t2, t3 = t * t, t * t * t  # a power may be off by a bit on some machines
-    weights = np.stack([-t + 2 * t2 - t3, 2 - 5 * t2 + 3 * t3, t + 4 * t2 - 3 * t3, t3 - t2], axis=1)
-    matrix = np.zeros((SIDE, 8))
-    for point in range(SIDE):
-        # Pixel centres of the glyph lie at 1.5, 2.5, ... cells; `left` is the one at or before the point.
-        left, phase = divmod(point - CELL // 2, CELL)
-        for tap in range(4):
-            if 0 <= left - 2 + tap < 8:
-                matrix[point, left - 2 + tap] = weights[phase, tap] / 2
-    ink = matrix @ (glyphs / 16.0) @ matrix.T
-    return (256 * np.clip((ink - 0.32) / 0.3, 0, 1)).astype(np.int32)
-
-
-def _ink_boxes(alpha: np.ndarray) -> np.ndarray:
-    """Tight boxes of the strokes, x0 y0 x1 y1 (exclusive), int64 (n, 4): alpha (n, H, W) or masks."""
-    ink = alpha >= 128 if alpha.dtype != bool else alpha
-    bounds = []
-    for axis in (1, 2):  # which columns, then which rows, hold ink
-        line = ink.any(axis=axis)
-        bounds.append((line.argmax(axis=1), line.shape[1] - line[:, ::-1].argmax(axis=1)))
-    (x0, x1), (y0, y1) = bounds
-    return np.stack([x0, y0, x1, y1], axis=1)
-
-
-# -------------------- generation
+def _split_glyphs(labels: np.ndarray, split: str, without_val: bool) -> list[np.ndarray]:
+    """Per class the glyphs of one split: shuffled once and for all, one in five for "test", one in ten for "val"."""
+    order = np.argsort(np.random.Generator(np.random.PCG64(2023)).random(len(labels)), kind="stable")
+    by_class = []
+    for label in range(10):
+        members = order[labels[order] == label]
+        test, val = len(members) // 5, len(members) // 10
+        train = members[test + val :] if without_val else members[test:]
+        by_class.append({"test": members[:test], "val": members[test : test + val], "train": train}[split])
+    return by_class
 
 
 def _draw(rng: np.random.Generator, options: _Options) -> dict[str, np.ndarray]:
     """Every random number of the set, in [0, 1). Only `random` is used, numpy's most stable stream."""
-    n, layers = options.num_images, 1 + options.distractors
+    n, layers = options.num_images, options.objects + options.distractors
     shapes = {
         "digit": (n,), "photo": (n,), "window": (n, 3), "flip": (n,), "tint": (n, 3),
         "digit_glyph": (n,), "glyph": (n, layers), "size": (n, layers), "angle": (n, layers),
         "place": (n, layers, 2), "cut": (n, layers, 4), "colour": (n, layers, CANDIDATES, 3),
     }  # fmt: skip
+    if options.odd:
+        shapes |= {"pair": (n,), "pair_glyph": (n, 2), "cell": (n, 4)}
     return {name: rng.random(shape) for name, shape in shapes.items()}
 
 
@@ -295,62 +312,68 @@ def _generate(options: _Options) -> dict[str, np.ndarray]:
     from sklearn.datasets import load_digits
 
     source = load_digits()
-    halves = [_photo_half(name, options.split) for name in PHOTOS]
+    regions, corners = zip(*(_photo_region(name, options.split, options.without_val) for name in PHOTOS), strict=True)
     seed = np.random.SeedSequence([options.seed, tuple(DEFAULT_NUM_IMAGES).index(options.split)])
     draws = _draw(np.random.Generator(np.random.PCG64(seed)), options)
 
     digits = _balanced(draws["digit"], 10)
     photos = _balanced(draws["photo"], len(PHOTOS))
-    glyphs = _choose_glyphs(draws, digits, _split_glyphs(source.target, options.split))
+    glyphs = _choose_glyphs(draws, digits, _split_glyphs(source.target, options.split, options.without_val))
     used, drawn = np.unique(glyphs, return_inverse=True)
     drawn = drawn.reshape(glyphs.shape)  # positions in `used`
-    alpha = _draw_glyphs(source.images[used])
-    boxes = _ink_boxes(alpha)[drawn]
+    alpha = draw_glyphs(source.images[used])
+    boxes = ink_boxes(alpha)[drawn]
 
-    windows = _windows(draws["window"], np.array([half.shape[1:] for half, _ in halves])[photos])
-    strokes = [_place(layer, draws, boxes[:, layer], options) for layer in range(1 + options.distractors)]
+    windows = _windows(draws["window"], np.array([region.shape[1:] for region in regions])[photos])
+    layers = glyphs.shape[1]
+    strokes = [_place(layer, draws, boxes[:, layer], options) for layer in range(layers)]
 
     n, size = options.num_images, options.size
     images, masks = np.empty((n, 3, size, size), np.uint8), np.empty((n, size, size), bool)
-    pixels = np.concatenate([half.reshape(3, -1) for half, _ in halves], axis=1).astype(np.int32)
-    starts = np.cumsum([0] + [half[0].size for half, _ in halves])[:-1]
-    widths = np.array([half.shape[2] for half, _ in halves])
+    pixels = np.concatenate([region.reshape(3, -1) for region in regions], axis=1).astype(np.int32)
+    starts = np.cumsum([0] + [region[0].size for region in regions])[:-1]
+    widths = np.array([region.shape[2] for region in regions])
 
     def render(first: int) -> None:
         part = slice(first, first + CHUNK)
-        canvas = _background(
+        canvas = draw_background(
             pixels, starts[photos[part]], widths[photos[part]], windows[part], draws["flip"][part] < 0.5,
-            _between(draws["tint"][part], *TINT), options,
+            _between(draws["tint"][part], *TINT), size, options.clutter,
         )  # fmt: skip
-        for layer in [*range(1, 1 + options.distractors), 0]:  # the digit last
+        for layer in [*range(options.objects, layers), *reversed(range(options.objects))]:  # the labelled digit last
             stroke = {name: values[part] for name, values in strokes[layer].items()}
-            masks[part] = _paste(canvas, alpha, drawn[part, layer], stroke)
+            masks[part] = paste(canvas, alpha, drawn[part, layer], stroke)
         images[part] = canvas.transpose(1, 0, 2, 3)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy frees the interpreter; no chunk sees another
         list(pool.map(render, range(0, n, CHUNK)))
 
-    first_columns = np.array([column for _, column in halves])[photos]
-    windows[:, 0::2] += first_columns[:, None]  # from the half's pixels to the whole photograph's
+    windows += np.tile(corners, 2)[photos]  # from the region's pixels to the whole photograph's
     return {
-        "images": images, "masks": masks, "boxes": _ink_boxes(masks), "digits": digits, "photos": photos,
+        "images": images, "masks": masks, "boxes": ink_boxes(masks), "digits": digits, "photos": photos,
         "glyphs": glyphs, "windows": windows,
     }  # fmt: skip
 
 
 def _choose_glyphs(draws: dict[str, np.ndarray], digits: np.ndarray, by_class: list[np.ndarray]) -> np.ndarray:
-    """A glyph of the right class for every image, then any of the split for its fragments, (n, layers)."""
+    """A glyph of the right class for every image, the two alike where there are, then any of the split; (n, layers)."""
     everyone = np.concatenate(by_class)
     glyphs = everyone[_pick(draws["glyph"], len(everyone))]
     counts = np.array([len(members) for members in by_class])
     starts = np.cumsum(counts) - counts
     glyphs[:, 0] = everyone[starts[digits] + _pick(draws["digit_glyph"], counts[digits])]
+    if "pair" in draws:
+        pair = (digits + 1 + _pick(draws["pair"], 9)) % 10  # any class but the odd one's
+        first = _pick(draws["pair_glyph"][:, 0], counts[pair])
+        second = (first + 1 + _pick(draws["pair_glyph"][:, 1], counts[pair] - 1)) % counts[pair]  # another glyph
+        glyphs[:, 1], glyphs[:, 2] = everyone[starts[pair] + first], everyone[starts[pair] + second]
     return glyphs
 
 
 def _windows(draws: np.ndarray, shapes: np.ndarray) -> np.ndarray:
-    """Square crops inside (height, width) of each image's half photograph, x0 y0 x1 y1, int64 (n, 4)."""
-    side = WINDOW[0] + _pick(draws[:, 0], WINDOW[1] - WINDOW[0] + 1)
+    """Square crops inside (height, width) of each image's part of a photograph, x0 y0 x1 y1, int64 (n, 4)."""
+    greatest = np.minimum(WINDOW[1], shapes.min(axis=1))
+    side = WINDOW[0] + _pick(draws[:, 0], greatest - WINDOW[0] + 1)
     x0 = _pick(draws[:, 1], shapes[:, 1] - side + 1)
     y0 = _pick(draws[:, 2], shapes[:, 0] - side + 1)
     return np.stack([x0, y0, x0 + side, y0 + side], axis=1)
@@ -362,150 +385,35 @@ def _place(layer: int, draws: dict[str, np.ndarray], boxes: np.ndarray, options:
     `cut` (n, 4), the part of the glyph shown, in its points; `centre` (n, 2) of that part in the image;
     `points` (n,) of the glyph to a pixel; `turn` (n, 2), cosine and sine; `colour` (n, CANDIDATES, 3).
     """
+    fragment = layer >= options.objects
     box = boxes.astype(np.float64)
     extent = box[:, 2:] - box[:, :2]
     size = _between(draws["size"][:, layer], *options.object_size)
     points = extent.max(axis=1) / size  # points of the glyph in one pixel of the image
-    degrees = _between(draws["angle"][:, layer], -1, 1) * (ROTATION if layer == 0 else 180)
+    degrees = _between(draws["angle"][:, layer], -1, 1) * (180 if fragment else ROTATION)
     # Rounded, since the last bit of a sine is not the same on every machine.
     cos, sin = (np.round(function(np.radians(degrees)), 9) for function in (np.cos, np.sin))
-    if layer > 0:  # a fragment: keep part of the glyph's height and width
+    corner, room = 0, options.size
+    if fragment:  # keep part of the glyph's height and width
         share = _between(draws["cut"][:, layer, :2], *FRAGMENT)
         box[:, :2] += draws["cut"][:, layer, 2:] * (1 - share) * extent
         box[:, 2:] = box[:, :2] + share * extent
         reach = np.zeros_like(extent)  # its centre lies in the image, the rest may not
-    else:  # the digit: all of it lies in the image, with a pixel to spare
+    else:  # all of a digit lies in the image, or in its quarter of it, with a pixel to spare
         half = extent / 2 / points[:, None]
         turned = [
             half[:, 0] * abs(cos) + half[:, 1] * abs(sin),
             half[:, 0] * abs(sin) + half[:, 1] * abs(cos),
         ]
         reach = np.stack(turned, axis=1) + 1
+        if options.odd:
+            quarter = np.argsort(draws["cell"], axis=1)[:, layer]  # three of four, in random order
+            room = options.cell
+            corner = room * np.stack([quarter % 2, quarter // 2], axis=1)
     return {
         "cut": box,
-        "centre": _between(draws["place"][:, layer], reach, options.size - reach),
+        "centre": corner + _between(draws["place"][:, layer], reach, room - reach),
         "points": points,
         "turn": np.stack([cos, sin], axis=1),
         "colour": _pick(draws["colour"][:, layer], 256).astype(np.int32),
     }
-
-
-def _background(
-    pixels: np.ndarray,
-    starts: np.ndarray,
-    widths: np.ndarray,
-    windows: np.ndarray,
-    flip: np.ndarray,
-    tint: np.ndarray,
-    options: _Options,
-) -> np.ndarray:
-    """Crops scaled to the image (bilinear), flipped, tinted, with less or more contrast; int32 (3, b, S, S).
-
-    `pixels` are all half photographs one after the other, (3, total); everything is in 1/256 of a unit.
-    """
-    size = options.size
-    side = (windows[:, 2] - windows[:, 0])[:, None]
-    position = (2 * np.arange(size) + 1) * side * 256 // (2 * size) - 128
-    position = np.clip(position, 0, (side - 1) * 256)
-    across = np.where(flip[:, None], position[:, ::-1], position)
-    (x, fx), (y, fy) = ((p >> 8, (p & 255).astype(np.int32)) for p in (across, position))
-    x_next, y_next = (np.minimum(p + 1, side - 1) + windows[:, k, None] for k, p in ((0, x), (1, y)))
-    x, y = x + windows[:, 0, None], y + windows[:, 1, None]
-    rows, rows_next = (starts[:, None] + row * widths[:, None] for row in (y, y_next))
-
-    def mix_columns(row: np.ndarray) -> np.ndarray:
-        near = pixels[:, row[:, :, None] + x[:, None, :]]
-        far = pixels[:, row[:, :, None] + x_next[:, None, :]]
-        return (near << 8) + (far - near) * fx[:, None, :]
-
-    upper, lower = mix_columns(rows), mix_columns(rows_next)
-    crop = upper + (((lower - upper) * fy[:, :, None]) >> 8)
-    crop = (crop * np.round(tint * 256).astype(np.int32).T[:, :, None, None]) >> 8
-    average = crop.sum(axis=(2, 3), keepdims=True) // size**2
-    crop = average + (((crop - average) * round(options.clutter * 256)) >> 8)
-    return np.clip((crop + 128) >> 8, 0, 255).astype(np.int32)
-
-
-def _paste(canvas: np.ndarray, alpha: np.ndarray, glyphs: np.ndarray, stroke: dict[str, np.ndarray]) -> np.ndarray:
-    """Draw one stroke on every image of `canvas` (3, b, S, S), in place; its mask, bool (b, S, S)."""
-    colours = stroke["colour"]
-    stroke = {name: values.astype(np.float32) for name, values in stroke.items()}
-    x0, y0, x1, y1 = stroke["cut"].T[:, :, None, None]
-    grid = np.arange(canvas.shape[-1], dtype=np.float32) + np.float32(0.5)
-    dx, dy = ((grid - stroke["centre"][:, k, None]) * stroke["points"][:, None] for k in (0, 1))
-    cos, sin = stroke["turn"].T[:, :, None]
-    u = (cos * dx)[:, None, :] + (sin * dy)[:, :, None]  # the glyph's own coordinates, from the cut's middle
-    v = (cos * dy)[:, :, None] - (sin * dx)[:, None, :]
-    within = np.minimum((x1 - x0) / 2 - abs(u), (y1 - y0) / 2 - abs(v))  # points inside the cut; < 0 outside
-    u += (x0 + x1) / 2
-    v += (y0 + y1) / 2
-
-    where = np.clip(v, 0, SIDE - 1).astype(np.int32) * SIDE + np.clip(u, 0, SIDE - 1).astype(np.int32)
-    opacity = alpha.reshape(-1)[where + (glyphs * SIDE**2).astype(np.int32)[:, None, None]]
-    # Beyond the cut the stroke fades within a pixel: its edge is as soft there as elsewhere.
-    edge = np.clip((within + CELL // 4) * (256 / stroke["points"][:, None, None]), 0, 256)
-    opacity = (opacity * edge.astype(np.int32)) >> 8
-    colour = _contrasting(canvas, (within > -CELL) & (opacity == 0), colours)
-    canvas += ((colour[:, :, None, None] - canvas) * opacity) >> 8
-    return opacity >= 128
-
-
-def _contrasting(canvas: np.ndarray, around: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """The first candidate that differs from the mean luminance `around`, else black or white; (3, b)."""
-    luminance = _luminance(canvas)
-    local = (luminance * around).sum(axis=(1, 2)) // np.maximum(around.sum(axis=(1, 2)), 1)
-    differs = abs(_luminance(np.moveaxis(candidates, -1, 0)) - local[:, None]) >= CONTRAST
-    chosen = candidates[np.arange(len(local)), differs.argmax(axis=1)]
-    extreme = np.where(local < 128, 255, 0)[:, None]
-    return np.where(differs.any(axis=1)[:, None], chosen, extreme).astype(np.int32).T
-
-
-def _luminance(rgb: np.ndarray) -> np.ndarray:
-    return (77 * rgb[0] + 150 * rgb[1] + 29 * rgb[2]) >> 8
-
-
-# -------------------- cache
-
-
-def _checksum(arrays: dict[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        digest.update(array.data)
-    return digest.hexdigest()
-
-
-def _load_or_generate(options: _Options, folder: Path) -> dict[str, np.ndarray]:
-    path = folder / f"photo-digits-{options.split}-{options.key()}.npz"
-    arrays = _read(path)
-    if arrays is None:
-        arrays = _generate(options)
-        arrays["checksum"] = np.array(_checksum(arrays))
-        _write(path, arrays)
-    return arrays
-
-
-def _read(path: Path) -> dict[str, np.ndarray] | None:
-    """The cached arrays, or None where there are none or they are damaged."""
-    if not path.exists():
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        expected = arrays.pop("checksum")
-        if _checksum(arrays) != str(expected):
-            raise ValueError("checksum differs")
-        return {**arrays, "checksum": expected}
-    except Exception as error:  # a damaged archive can raise almost anything, and every case has one answer
-        logger.warning("photo-digits: %s cannot be read (%s); generating the set again", path, error)
-        return None
-
-
-def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Keep the set for the next time; a folder that cannot be written to is no error."""
-    try:
-        with write_atomically(path) as temporary:
-            np.savez(temporary, **arrays)
-    except OSError as error:
-        logger.warning("photo-digits: cannot write %s (%s); the set is not cached", path, error)

@@ -1,26 +1,36 @@
 """Image sets on disk: CIFAR, Imagenette, Oxford-IIIT Pet, ImageNet and any folder of images.
 
 torchvision reads the files, `timm.data.create_transform` turns a picture of any size into a tensor; here is
-only what joins them to the interface of `LabelledImages`.
+only what joins them to the interface of `LabelledImages`. Small images are another matter: opening a file and
+augmenting a picture cost more than a training step of a small network, so they are decoded once (`SmallImages`).
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo, create_transform
 from torch import Tensor
 from torchvision import datasets, transforms
+from torchvision.transforms import v2
 
-from . import LabelledImages, cache_folder, check_choice
+from . import LabelledImages, PixelImages, cache_folder, check_choice, check_normalisation
+from .cache import cached_arrays
 
-__all__ = ["OxfordPets", "VisionImages", "load_vision"]
+__all__ = ["OxfordPets", "SmallImages", "VisionImages", "load_vision"]
 
 DEFAULT_CROP = 0.875  # share of the resized image's side that the evaluation crop keeps, timm's default
+SMALL = 64  # pixels: images of at most this side are decoded once and kept as bytes
+DECODER_VERSION = 1  # raise it whenever the decoded bytes change
 LAYOUTS = {  # what the error says when files are missing
     "cifar10": "cifar-10-batches-py/ with the set's Python pickles",
     "cifar100": "cifar-100-python/ with the set's Python pickles",
@@ -40,6 +50,7 @@ class VisionImages(LabelledImages):
         source: Yields (PIL image in RGB, label).
         targets: All labels, without opening an image.
         classes: One name per class.
+        indices: Which images of `source` are in the split; None means all. `targets` has only theirs.
         transform: PIL image of any size to a normalised float tensor `(3, H, W)`.
         mean, std: What `transform` normalises with.
     """
@@ -49,23 +60,23 @@ class VisionImages(LabelledImages):
         name: str,
         split: str,
         source: Any,
-        targets: list[int],
+        targets: Tensor,
         classes: list[str],
+        indices: Tensor | None,
         transform: Callable[[Any], Tensor],
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
     ) -> None:
         self.name, self.split = name, split
-        self.source, self.transform = source, transform
-        self.targets = torch.as_tensor(targets, dtype=torch.int64)
-        self.classes = list(classes)
-        self.mean, self.std = tuple(mean), tuple(std)
+        self.source, self.transform, self.indices = source, transform, indices
+        self.targets, self.classes = targets, classes
+        self.mean, self.std = mean, std
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label = self.source[index]
+        image, label = self.source[index if self.indices is None else int(self.indices[index])]
         return self.transform(image), int(label)
 
 
@@ -81,8 +92,6 @@ class OxfordPets(VisionImages):
 
     @cached_property
     def masks(self) -> Tensor | None:  # type: ignore[override]
-        from PIL import Image
-
         if self.evaluation_size is None:
             return None
         size = int(self.evaluation_size / DEFAULT_CROP)
@@ -90,14 +99,53 @@ class OxfordPets(VisionImages):
         geometry = transforms.Compose([resize, transforms.CenterCrop(self.evaluation_size)])
         to_tensor = transforms.PILToTensor()
         masks = torch.empty(len(self), self.evaluation_size, self.evaluation_size, dtype=torch.bool)
-        for index, path in enumerate(self.source._segs):  # torchvision has no public name for the paths
-            with Image.open(path) as trimap:
+        paths = self.source._segs  # torchvision has no public name for them
+        for index, position in enumerate(range(len(self)) if self.indices is None else self.indices.tolist()):
+            with Image.open(paths[position]) as trimap:
                 masks[index] = to_tensor(geometry(trimap))[0] == 1  # 1 foreground, 2 background, 3 border
         return masks
 
     @cached_property
     def boxes(self) -> list[Tensor] | None:  # type: ignore[override]
         return None if self.masks is None else [_tight_box(mask) for mask in self.masks]
+
+
+class SmallImages(PixelImages):
+    """Images of at most `SMALL` pixels, decoded once and augmented as tensors, a batch at a time.
+
+    Augmentation is the usual one of CIFAR (He et al. 2016): a crop of the image with an eighth of its side
+    (4 of 32 pixels) added on each side, black, and a mirror image half of the time.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        images: Tensor,
+        targets: Tensor,
+        classes: list[str],
+        augmented: bool,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+    ) -> None:
+        self.name, self.split = name, split
+        self.images, self.targets, self.classes = images, targets, classes
+        self.mean, self.std = mean, std
+        self.augment = crop_and_flip if augmented else None
+
+
+def crop_and_flip(images: Tensor) -> Tensor:
+    """Shift each image `(B, C, H, W)` by up to an eighth of its side, in black, and mirror half of them.
+
+    torchvision's transforms move all images of a batch alike; here each one has its own shift.
+    """
+    count, _, height, width = images.shape
+    margin = max(height, width) // 8
+    padded = v2.functional.pad(images, [margin] * 4)
+    top, left = torch.randint(2 * margin + 1, (2, count, 1))
+    rows, columns = top + torch.arange(height), left + torch.arange(width)
+    columns = torch.where(torch.rand(count, 1) < 0.5, columns.flip(1), columns)
+    return padded[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def load_vision(
@@ -110,8 +158,9 @@ def load_vision(
     mean: tuple[float, float, float] | None,
     std: tuple[float, float, float] | None,
     augment: bool | dict[str, Any] | None,
+    without_val: bool,
     **options: Any,
-) -> VisionImages:
+) -> LabelledImages:
     """The part of `load_data` for sets on disk; its arguments and errors are described there."""
     size = options.pop("size", "320px") if name == "imagenette" else None
     if options:
@@ -127,15 +176,101 @@ def load_vision(
     if data_root is None and name not in DOWNLOADABLE:
         raise ValueError(f"data_root: {name!r} needs a folder, got None; pass one that holds {LAYOUTS[name]}")
 
-    mean, std = mean or IMAGENET_DEFAULT_MEAN, std or IMAGENET_DEFAULT_STD
+    mean, std = check_normalisation(
+        IMAGENET_DEFAULT_MEAN if mean is None else mean, IMAGENET_DEFAULT_STD if std is None else std
+    )
     transform = _transform(name, split, image_size, mean, std, augment)
     root = cache_folder() if data_root is None else Path(data_root).expanduser()
-    source, targets, classes = _open(name, split, root, download, size)
+    part, rule = _part(name, split, root, without_val)
+    source, labels, classes = _open(name, part, root, download, size)
+    targets = torch.as_tensor(labels, dtype=torch.int64)
+    indices = None
+    if rule is not None:
+        held_out = _tenth(targets)
+        indices = (held_out if rule == "tenth" else ~held_out).nonzero()[:, 0]
+        if not len(indices):
+            raise ValueError(f'split: "val" takes images from classes of two or more, {root} has none; add images')
+        targets = targets[indices]
+    images = None if isinstance(augment, dict) else _small_images(name, source, indices, image_size)
+    if images is not None:
+        return SmallImages(name, split, images, targets, classes, _augmented(split, augment), mean, std)
     kind = OxfordPets if name == "oxford-pets" else VisionImages
-    data = kind(name, split, source, targets, classes, transform, mean, std)
+    data = kind(name, split, source, targets, classes, indices, transform, mean, std)
     if name == "oxford-pets" and not _augmented(split, augment):
         data.evaluation_size = image_size
     return data
+
+
+def _part(name: str, split: str, root: Path, without_val: bool) -> tuple[str, str | None]:
+    """The part on disk a split is taken from, and which of its images: all (None), a "tenth" or the "rest"."""
+    if name == "folder" and all((root / part).is_dir() for part in ("test", "val")):
+        return split, None  # a validation part of its own
+    if split == "val":
+        return "train", "tenth"
+    return split, "rest" if split == "train" and without_val else None
+
+
+def _tenth(targets: Tensor) -> Tensor:
+    """Which images are for "val", bool (n,): of each class a tenth, one at least and never all, always the same."""
+    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(2023))
+    held_out = torch.zeros(len(targets), dtype=torch.bool)
+    for label in targets.unique():
+        members = order[targets[order] == label]
+        held_out[members[: min(max(1, len(members) // 10), len(members) - 1)]] = True
+    return held_out
+
+
+class _LargeImage(Exception):
+    """An image with a side of more than `SMALL` pixels."""
+
+
+def _small_images(name: str, source: Any, indices: Tensor | None, size: int) -> Tensor | None:
+    """The images of a split as uint8 (n, 3, size, size), or None where they are no case for `SmallImages`.
+
+    A folder's are decoded once and mapped from the cache as long as no file's name, size or time changes.
+    """
+    if isinstance(source, datasets.CIFAR10) and size == source.data.shape[1]:  # CIFAR100 is a CIFAR10, too
+        pixels = torch.from_numpy(source.data).permute(0, 3, 1, 2)
+        return pixels if indices is None else pixels[indices]
+    if size > SMALL or not isinstance(source, datasets.ImageFolder):
+        return None
+    files = [path for path, _ in source.samples]
+    files = files if indices is None else [files[index] for index in indices.tolist()]
+    geometry = transforms.Compose([transforms.Resize(size), transforms.CenterCrop(size), transforms.PILToTensor()])
+
+    def decode(path: str) -> np.ndarray:
+        try:
+            image = source.loader(path)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(f"data_root: {path} cannot be read ({error}); repair or remove it") from error
+        if max(image.size) > SMALL:
+            raise _LargeImage
+        return geometry(image).numpy()
+
+    def make() -> dict[str, np.ndarray]:
+        images = np.empty((len(files), 3, size, size), np.uint8)
+        with ThreadPoolExecutor() as pool:  # Pillow frees the interpreter
+            for start in range(0, len(files), 1024):
+                images[start : start + 1024] = list(pool.map(decode, files[start : start + 1024]))
+        return {"images": images}
+
+    try:
+        decode(files[0])  # most folders of large images are known by their first
+        listing = hashlib.sha256()
+        for path in files:
+            stat = os.stat(path)
+            listing.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+        root, part = str(Path(source.root).resolve()), "all" if indices is None else len(indices)
+        place = hashlib.sha256(f"{root}\0{part}\0{size}".encode()).hexdigest()[:16]
+        arrays, _ = cached_arrays(
+            cache_folder() / f"{name}-{place}",
+            {"decoder": DECODER_VERSION, "folder": root, "size": size, "listing": listing.hexdigest()},
+            {"images": ("uint8", (len(files), 3, size, size))},
+            make,
+        )
+    except _LargeImage:
+        return None
+    return torch.from_numpy(arrays["images"])
 
 
 def _augmented(split: str, augment: bool | dict[str, Any] | None) -> bool:
@@ -194,7 +329,7 @@ def _open(name: str, split: str, root: Path, download: bool, size: str | None) -
 
 
 def _split_folder(root: Path, split: str) -> Path:
-    names = ("train",) if split == "train" else ("test", "val")
+    names = ("test", "val") if split == "test" else (split,)
     for name in names:
         if (root / name).is_dir():
             return root / name
