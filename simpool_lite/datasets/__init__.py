@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..checks import check_choice
+
 __all__ = ["DATASETS", "SPLITS", "LabelledImages", "PixelImages", "load_data"]
 
 DATASETS = ("photo-digits", "imagenette", "oxford-pets", "cifar10", "cifar100", "imagenet", "folder")
@@ -204,9 +206,3 @@ def check_normalisation(mean: Any, std: Any) -> tuple[tuple[float, ...], tuple[f
             raise ValueError(f"{argument}: expected {wanted} (R, G, B), got {values!r}; pass one per channel")
         checked.append(numbers)
     return checked[0], checked[1]
-
-
-def check_choice(argument: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Raise a ValueError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{argument}: expected one of {', '.join(choices)}; got {value!r}; choose one of those")

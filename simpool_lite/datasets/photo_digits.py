@@ -31,7 +31,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import SPLITS, PixelImages, cache_folder, check_choice, check_normalisation
+from ..checks import check_choice
+from . import SPLITS, PixelImages, cache_folder, check_normalisation
 from .cache import Layout, cached_arrays
 from .rendering import CANDIDATES, draw_background, draw_glyphs, ink_boxes, paste
 

@@ -23,7 +23,8 @@ from torch import Tensor
 from torchvision import datasets, transforms
 from torchvision.transforms import v2
 
-from . import LabelledImages, PixelImages, cache_folder, check_choice, check_normalisation
+from ..checks import check_choice
+from . import LabelledImages, PixelImages, cache_folder, check_normalisation
 from .cache import cached_arrays
 
 __all__ = ["OxfordPets", "SmallImages", "VisionImages", "load_vision"]
