@@ -15,7 +15,7 @@ def check_int(name: str, value: int, at_least: int = 1) -> int:
     >>> check_int("dim", 8)
     8
     """
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < at_least:
+    if not isinstance(value, Integral) or _is_bool(value) or value < at_least:
         raise ValueError(f"{name}: expected an int of at least {at_least}, got {value!r}")
     return int(value)
 
@@ -26,7 +26,7 @@ def check_number(name: str, value: float, *, above_zero: bool = False) -> float:
     Raises:
         ValueError: it is no finite number, is 0, or is below 0 where it has to be above.
     """
-    ok = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    ok = isinstance(value, Real) and not _is_bool(value) and math.isfinite(value)
     if not ok or value == 0 or (above_zero and value < 0):
         raise ValueError(f"{name}: expected a finite number {'above' if above_zero else 'other than'} 0, got {value!r}")
     return value if isinstance(value, int) else float(value)
@@ -52,3 +52,7 @@ def did_you_mean(value: object, choices: Iterable[str]) -> str:
     """The end of a message about a wrong name: the nearest right one, or nothing."""
     near = get_close_matches(value, list(choices), 1) if isinstance(value, str) else []
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _is_bool(value: object) -> bool:
+    return type(value).__name__ in ("bool", "bool_")  # Python's and numpy's

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from scipy import optimize, signal, special
 from sklearn.cluster import KMeans
 from test_pooling import one_thread, pool_of  # noqa: F401
-from timm.layers import SqueezeExcite
+from timm.layers import SelectAdaptivePool2d, SqueezeExcite
 from timm.layers.other_pool import LsePlus1d, LsePlus2d
 from timm.models.cait import LayerScaleBlockClassAttn
 from torch import nn
@@ -38,6 +38,11 @@ def test_gap_and_max_by_hand():
     torch.testing.assert_close(a, torch.full((1, 1, 3), 1 / 3))
     z, a = create_pool("max", 2)(x, return_attention=True)
     assert z.tolist() == [[3.0, 8.0]] and a is None
+
+
+def test_gap_max_is_timms():
+    x = image(2, 8, 4, 5)
+    torch.testing.assert_close(create_pool("gap_max", 8)(x), SelectAdaptivePool2d(pool_type="avgmax", flatten=True)(x))
 
 
 @pytest.mark.parametrize("gamma", (1.0, 2.0, 3.0))
@@ -85,6 +90,12 @@ def test_how_by_hand():
     length = math.hypot(328 / 3, 262)
     torch.testing.assert_close(z, torch.tensor([[328 / 3 / length, 262 / length]]))
     torch.testing.assert_close(a, torch.tensor([[[25 / 30, 1 / 30, 4 / 30]]]))
+
+    # With the norms 5, 1, 2 as weights: 5 (4, 9) + (10/3, 9) + 2 (3/2, 7) = (79/3, 68)
+    pool.power = 1
+    z, a = pool(x, grid=(1, 3), return_attention=True)
+    torch.testing.assert_close(z, torch.tensor([[79 / 3, 68]]) / math.hypot(79 / 3, 68))
+    torch.testing.assert_close(a, torch.tensor([[[5 / 8, 1 / 8, 2 / 8]]]))
 
 
 # Group 2
@@ -186,6 +197,10 @@ def test_slot_is_algorithm_1():
     z, a = pool(x, return_attention=True)
     np.testing.assert_allclose(z[0].detach(), slots.ravel(), rtol=1e-9)
     np.testing.assert_allclose(a[0].detach(), weights.T, rtol=1e-9)
+
+
+def test_slots_mlp_is_as_wide_as_the_releases():
+    assert [create_pool("slot", dim).mlp[0].out_features for dim in (8, 128, 384)] == [128, 128, 384]
 
 
 @pytest.mark.parametrize("name", ("kmeans", "otk", "slot"))
@@ -330,6 +345,12 @@ def test_cait_is_timms(depth):
     torch.testing.assert_close(z, pool.norm(token[:, 0]))
     patches = seen[-1][:, :, 0, 1:]  # of the class token, without itself
     torch.testing.assert_close(a, patches / patches.sum(-1, keepdim=True))
+
+
+def test_cait_tells_images_apart_at_the_start():
+    x = image(8, 9, 64).float()
+    spread = [create_pool("cait", 64, layer_scale=scale)(x).std(0).mean().item() for scale in (0.1, 1e-5)]
+    assert spread[0] > 1000 * spread[1] > 0
 
 
 # Group 5 is in test_simpool.py

@@ -1,9 +1,11 @@
 """What holds for every pooling: one table, one line a method."""
 
 import copy
+import pickle
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,25 +14,26 @@ from hypothesis import strategies as st
 from simpool_lite import create_pool, list_pools
 from simpool_lite.pooling import Pool
 
-# name -> arguments worth testing beside the defaults
+# name -> arguments worth testing beside the defaults. A pooling that is not named here is tested with its defaults.
 ARGUMENTS = {
-    "gap": [{}],
-    "max": [{}],
-    "gap_max": [{}],
-    "gem": [{}, {"gamma": 1.5, "learn_gamma": False}],
-    "lse": [{}, {"r": -2.0, "learn_r": False}],
-    "how": [{}, {"power": 1}],
-    "kmeans": [{}, {"k": 1}, {"k": 2, "reduce": "concat"}],
-    "otk": [{}, {"k": 1}, {"k": 2, "reduce": "concat", "eps": 1.0}],
-    "slot": [{}, {"k": 1}, {"k": 2, "reduce": "mean", "iterations": 2}],
-    "se": [{}, {"reduction": 2}],
-    "cbam": [{}, {"reduction": 2}],
-    "ge": [{}, {"parametric": False}],
-    "vit": [{}, {"depth": 2, "num_heads": 1}],
-    "cait": [{}, {"depth": 2, "num_heads": 2, "layer_scale": 1e-5}],
-    "simpool": [{}, {"gamma": 2.0, "num_heads": 2, "qkv_bias": True}, {"gamma": 1.25, "shift": "channel"}],
+    "gem": [{"gamma": 1.5, "learn_gamma": False}],
+    "lse": [{"r": -2.0, "learn_r": False}],
+    "how": [{"power": 1}],
+    "kmeans": [{"k": 1}, {"k": 2, "reduce": "concat"}],
+    "otk": [{"k": 1}, {"k": 2, "reduce": "concat", "eps": 1.0}],
+    "slot": [{"k": 1}, {"k": 2, "reduce": "mean", "iterations": 2}],
+    "se": [{"reduction": 2}],
+    "cbam": [{"reduction": 2}],
+    "ge": [{"parametric": False}],
+    "vit": [{"depth": 2, "num_heads": 1}],
+    "cait": [{"depth": 2, "num_heads": 2}],
+    "simpool": [{"gamma": 2.0, "num_heads": 2, "qkv_bias": True}, {"gamma": 1.25, "shift": "channel"}],
 }
-CASES = [pytest.param(name, kw, id=f"{name}-{i}") for name in ARGUMENTS for i, kw in enumerate(ARGUMENTS[name])]
+CASES = [
+    pytest.param(name, kwargs, id=f"{name}-{i}")
+    for name in list_pools()
+    for i, kwargs in enumerate([{}, *ARGUMENTS.get(name, [])])
+]
 DIM = 8
 
 
@@ -53,8 +56,11 @@ def pool_of(name: str, kwargs: dict, dim: int = DIM) -> Pool:
     return pool
 
 
-def test_the_table_is_complete():
-    assert list(ARGUMENTS) == list_pools()
+def test_every_listed_pool_has_the_papers_group():
+    """The list is in the table's order; an argument that is tested belongs to a pool that is listed."""
+    groups = [create_pool(name, DIM).group for name in list_pools()]
+    assert groups == sorted(groups) and set(groups) == {1, 2, 3, 4, 5}
+    assert set(ARGUMENTS) <= set(list_pools())
 
 
 @pytest.mark.parametrize(("name", "kwargs"), CASES)
@@ -97,12 +103,11 @@ def test_only_convolutions_see_the_order():
     """The exceptions to the permutation property above are these, and they are real."""
     x = torch.randn(1, DIM, 5, 5, dtype=torch.float64)
     seeing = set()
-    for name, arguments in ARGUMENTS.items():
-        for kwargs in arguments:
-            pool = pool_of(name, kwargs)
-            same = torch.allclose(pool(x.flip(2, 3).transpose(2, 3).roll(1, 2)), pool(x))
-            assert same != pool.needs_grid
-            seeing |= {name} if pool.needs_grid else set()
+    for name, kwargs in (case.values for case in CASES):
+        pool = pool_of(name, kwargs)
+        same = torch.allclose(pool(x.flip(2, 3).transpose(2, 3).roll(1, 2)), pool(x))
+        assert same != pool.needs_grid
+        seeing |= {name} if pool.needs_grid else set()
     assert seeing == {"how", "cbam", "ge"}
 
 
@@ -157,6 +162,7 @@ def test_export(name, kwargs):
 def compiled(pool: Pool) -> torch.nn.Module:
     # "eager" captures the graph, which is what may fail, without minutes of code generation; and without
     # dynamic shapes, which double the time.
+    # All poolings share forward's code, whose recompilations torch limits: each compiled module counts its own.
     return torch.compile(pool, fullgraph=True, backend="eager", dynamic=False, isolate_recompiles=True)
 
 
@@ -171,11 +177,27 @@ def test_all_poolings_compile_in_one_process():
             torch.testing.assert_close(compiled(pool)(x, (3, 4), return_attention=True), expected)
 
 
-@pytest.mark.parametrize("name", ("slot", "ge", "cait", "simpool"))
-def test_half_precision_parameters_compile(name):
+@pytest.mark.parametrize("name", ("gem", "slot", "ge", "cait", "simpool"))
+def test_half_precision_parameters_compile_and_export(name):
     torch._dynamo.reset()
     pool, x = pool_of(name, {}).bfloat16(), torch.randn(2, DIM, 3, 4).bfloat16()
     torch.testing.assert_close(compiled(pool)(x), pool(x))
+    torch.testing.assert_close(torch.export.export(pool, (x,)).module()(x), pool(x))
+
+
+@pytest.mark.parametrize("name", [name for name in list_pools() if list(create_pool(name, DIM).parameters())])
+def test_half_precision_parameters_get_their_gradients(name):
+    """Through the cast, to the module's own parameters, also of a copy that was pickled."""
+    pool, x = pool_of(name, {}).bfloat16(), torch.randn(2, DIM, 3, 4).bfloat16()
+    pool = pickle.loads(pickle.dumps(copy.deepcopy(pool)))
+    exact = copy.deepcopy(pool).double()
+    pool(x).double().sum().backward()
+    exact(x.double()).sum().backward()
+    for (key, ours), theirs in zip(pool.named_parameters(), exact.parameters(), strict=True):
+        assert ours.dtype == ours.grad.dtype == torch.bfloat16, key
+        torch.testing.assert_close(
+            ours.grad.double(), theirs.grad, rtol=0.05, atol=1e-5 + 0.02 * float(theirs.grad.norm())
+        )
 
 
 @pytest.mark.parametrize(("name", "kwargs"), CASES)
@@ -264,7 +286,10 @@ def test_a_missing_grid_is_named(name, kwargs):
         ("se", {"reduction": 0}, "reduction"),
         ("cbam", {"reduction": 0}, "reduction"),
         ("vit", {"num_heads": 3}, "num_heads"),
+        ("vit", {"num_heads": True}, "num_heads"),
         ("cait", {"depth": 0}, "depth"),
+        ("cait", {"layer_scale": 0.0}, "layer_scale"),
+        ("how", {"power": 3}, "power"),
     ],
 )
 def test_bad_arguments_are_named(name, kwargs, named):
@@ -275,10 +300,27 @@ def test_bad_arguments_are_named(name, kwargs, named):
 def test_create_pool_names_what_is_wrong():
     with pytest.raises(ValueError, match=r"name: expected one of gap, .*got 'nonesuch'"):
         create_pool("nonesuch", DIM)
+    with pytest.raises(ValueError, match=r"got 'simpol'; did you mean 'simpool'\?"):
+        create_pool("simpol", DIM)
+    with pytest.raises(TypeError, match=r"init: pool 'simpool' does not .*'ablated_simpool'"):
+        create_pool("simpool", DIM, init="max")
     with pytest.raises(ValueError, match=r"dim: expected .* got 0"):
         create_pool("gap", 0)
-    with pytest.raises(TypeError, match="gama: pool 'simpool' does not have this argument; expected one of num_heads"):
+    with pytest.raises(TypeError, match=r"gama: pool 'simpool' does not have this argument; expected one of num_heads"):
         create_pool("simpool", DIM, gama=2.0)
+
+
+def test_numbers_of_numpy_are_numbers():
+    pool = create_pool("simpool", np.int64(8), num_heads=np.int32(2), gamma=np.float32(1.5), qk_scale=np.float64(0.5))
+    x = torch.randn(2, 5, 8)
+    expected = create_pool("simpool", 8, num_heads=2, gamma=1.5, qk_scale=0.5)
+    expected.load_state_dict(pool.state_dict())
+    assert torch.equal(pool(x), expected(x))
+    for value in (np.bool_(True), np.float64("nan"), "1"):
+        with pytest.raises(ValueError, match=r"^gamma: expected"):
+            create_pool("simpool", 8, gamma=value)
+        with pytest.raises(ValueError, match=r"^k: expected"):
+            create_pool("otk", 8, k=value)
 
 
 def test_import_is_lazy():
