@@ -1,19 +1,17 @@
 """Many variants against one baseline: intervals that hold together, verdicts, and how many runs they take.
 
-The rules, all stated before a run:
-
-- **Intervals.** Welch's interval of each difference, at Šidák's level for the number of variants in the table, so that
-  *all* of them cover with 95 %. Dunnett's intervals (`scipy.stats.dunnett`) are shorter (by 5 % with 20 runs, by 25 %
-  with 5) but take one spread for all variants. Where the baseline's is three times the others' they hold together in
-  79 to 83 % of the cases instead of 95, and where one variant's is, in 88 to 90 %. Ours hold in 95 to 98 %. Spreads of
-  recorded variants do differ by more than three times, so Dunnett is not used. Runs are taken as normal.
-- **Stopping.** Runs are added until each interval is narrow enough. Who stops at that moment stops where the spread
-  looks small by chance: plain intervals then hold together in 88 to 94 % of the cases. So an interval of runs that were
-  stopped in this way counts each variant as if it had :data:`ALLOWANCE` runs fewer. Measured so: 95 to 98 %.
-- **Pairing by seed** where it is earned: the lower end of the correlation's 95 % interval (Fisher's z) is above 0, and
-  the paired interval is shorter. With ten seeds and a correlation of 0.6 intervals are 23 % shorter on average, of 0.9
-  64 %. Taking the shorter one in any case would cover 94 % instead of 95 where there is no correlation.
-- **Verdicts.** See :func:`verdict`. A margin of at least twice the precision leaves no row undecided.
+Intervals: Welch's, at Šidák's level for the number of variants in the table, so that *all* of them cover with 95 %.
+    Dunnett's (`scipy.stats.dunnett`) are shorter (by 5 % with 20 runs, by 25 % with 5) but take one spread for all
+    variants. In simulated tables of six variants with 5 to 20 runs each they hold together in 79 to 83 % of the tables
+    where the baseline's spread is three times the others', and in 89 to 95 % where one variant's is; Welch's in 95 to
+    98 %. Recorded spreads differ by more than that, so Dunnett is not used. Runs are taken as normal and independent.
+Stopping: runs are added until each interval is narrow enough. That stops where the spread looks small by chance, so that
+    plain intervals hold together in 88 to 95 % of the tables. An interval therefore counts each variant as if it had
+    :data:`ALLOWANCE` runs fewer; measured so: 95 to 98 %.
+Pairing by seed where the measured correlation earns it: the lower end of its 95 % interval is above 0 and the paired
+    interval is the shorter one. With ten seeds intervals become 23 % shorter at a correlation of 0.6, 64 % at 0.9, and
+    cover 95 % at 0, where always taking the shorter one covers 94 %.
+Verdicts: see :func:`verdict`. A margin of at least twice the precision leaves no row undecided.
 """
 
 from collections.abc import Mapping, Sequence
@@ -144,33 +142,26 @@ def in_sentences(table: pd.DataFrame, baseline: str, unit: str = "points", digit
     return "\n".join(sentences)
 
 
-def detectable_difference(sd: float, runs: int, comparisons: int, baseline_runs: int | None = None) -> float:
-    """The smallest difference that runs find with 80 % power while all comparisons hold together with 95 %.
+def detectable_difference(table: pd.DataFrame, baseline: str) -> float:
+    """The smallest difference that so many runs find with 80 % power while all intervals hold together with 95 %.
 
-    From the power of the t test at Šidák's level (`statsmodels.stats.power`), with one spread for both sides.
+    From the power of the t test (`statsmodels.stats.power`) at Šidák's level, with the pooled standard deviation over
+    seeds and the runs of the variant that has fewest. Test images are taken as fixed.
 
     Args:
-        sd: standard deviation over seeds, such as the pooled one of a table (:func:`pooled_sd`).
-        runs: of each variant.
-        comparisons: number of variants compared with the baseline.
-        baseline_runs: of the baseline, if it has another number.
+        table: one of :func:`decide`.
+        baseline: the variant that the others are compared with.
 
-    >>> round(detectable_difference(sd=1.2, runs=20, comparisons=5), 2)
-    1.35
+    >>> table = pd.DataFrame({"sd": [1.0, 1.4, 1.2], "runs": [20, 20, 20]}, index=["SimPool", "GAP", "max"])
+    >>> round(detectable_difference(table, "SimPool"), 2)
+    1.23
     """
-    ratio = (baseline_runs or runs) / runs
-    alpha = level_per_comparison(comparisons)
-    return sd * float(TTestIndPower().solve_power(nobs1=runs, ratio=ratio, alpha=alpha, power=POWER))
-
-
-def pooled_sd(table: pd.DataFrame) -> float:
-    """The pooled standard deviation over seeds of a table of :func:`decide`.
-
-    >>> pooled_sd(pd.DataFrame({"sd": [1.0, 7.0], "runs": [3, 3]}))
-    5.0
-    """
-    freedom = (table["runs"] - 1).where(table["sd"].notna(), 0)
-    return float(np.sqrt((table["sd"] ** 2 * freedom).sum() / freedom.sum()))
+    table = table[table["runs"] > 1]
+    freedom = table["runs"] - 1
+    sd = float(np.sqrt((table["sd"] ** 2 * freedom).sum() / freedom.sum()))
+    others = table["runs"].drop(index=baseline)
+    alpha, ratio = level_per_comparison(len(others)), table.at[baseline, "runs"] / others.min()
+    return sd * float(TTestIndPower().solve_power(nobs1=others.min(), ratio=ratio, alpha=alpha, power=POWER))
 
 
 def runs_needed(
@@ -202,17 +193,17 @@ def runs_needed(
 
     >>> runs = pd.DataFrame({"variant": ["SimPool"] * 6 + ["GAP"] * 6, "seed": [*range(6)] * 2, "status": "ok"})
     >>> runs["top1"] = [74.0, 74.1, 73.9, 74.2, 74.0, 74.1, 73.1, 73.0, 72.8, 73.2, 72.9, 73.0]
-    >>> runs_needed(runs, "SimPool", precision=0.15)
+    >>> runs_needed(runs, "SimPool", precision=0.15).round(2)
              runs  half  more  expected
     variant
-    SimPool     6   NaN     4       4.0
-    GAP         6  0.22     5       5.0
+    SimPool     6   NaN     3       3.0
+    GAP         6  0.22     6       6.0
     """
     if not precision > 0:
         raise ValueError(f"precision: expected a positive number, half the width of an interval, got {precision}")
     rows = _rows(runs, baseline, metric, True, image_errors)
     done = by_seed(runs, metric).count()
-    table = pd.DataFrame({"runs": done, "half": rows["half"], "more": 0, "expected": 0.0})
+    table = pd.DataFrame({"runs": done, "half": rows["half"].reindex(done.index), "more": 0, "expected": 0.0})
     failed = (runs.status == "failed").groupby(runs.variant).sum().reindex(done.index)
     first = (FIRST_RUNS - done).clip(lower=0).where(failed < FIRST_RUNS, 0)
     if first.any():
