@@ -5,9 +5,9 @@ Intervals: Welch's, at Šidák's level for the number of variants in the table, 
     variants. In simulated tables of six variants with 5 to 20 runs each they hold together in 79 to 83 % of the tables
     where the baseline's spread is three times the others', and in 89 to 95 % where one variant's is; Welch's in 95 to
     98 %. Recorded spreads differ by more than that, so Dunnett is not used. Runs are taken as normal and independent.
-Stopping: runs are added until each interval is narrow enough. That stops where the spread looks small by chance, so that
-    plain intervals hold together in 88 to 95 % of the tables. An interval therefore counts each variant as if it had
-    :data:`ALLOWANCE` runs fewer; measured so: 95 to 98 %.
+Stopping: runs are added until each interval is narrow enough. That stops where the spread looks small by chance, so
+    that plain intervals hold together in 88 to 95 % of the tables. An interval therefore counts each variant as if it
+    had :data:`ALLOWANCE` runs fewer; measured so: 95 to 98 %.
 Pairing by seed where the measured correlation earns it: the lower end of its 95 % interval is above 0 and the paired
     interval is the shorter one. With ten seeds intervals become 23 % shorter at a correlation of 0.6, 64 % at 0.9, and
     cover 95 % at 0, where always taking the shorter one covers 94 %.
@@ -154,7 +154,7 @@ def detectable_difference(table: pd.DataFrame, baseline: str) -> float:
 
     >>> table = pd.DataFrame({"sd": [1.0, 1.4, 1.2], "runs": [20, 20, 20]}, index=["SimPool", "GAP", "max"])
     >>> round(detectable_difference(table, "SimPool"), 2)
-    1.23
+    1.22
     """
     table = table[table["runs"] > 1]
     freedom = table["runs"] - 1
@@ -189,7 +189,8 @@ def runs_needed(
     Returns:
         One row per variant, the baseline included: ``runs`` finished so far, ``half`` (width now; NaN without an
         interval), ``more`` (runs to add in the next round) and ``expected`` (runs it will take from now on, by the
-        present spreads). A variant with :data:`FIRST_RUNS` failures and too few finished runs gets no more.
+        present spreads). A variant that has too few finished runs after :data:`FIRST_RUNS` failures gets no
+        more.
 
     >>> runs = pd.DataFrame({"variant": ["SimPool"] * 6 + ["GAP"] * 6, "seed": [*range(6)] * 2, "status": "ok"})
     >>> runs["top1"] = [74.0, 74.1, 73.9, 74.2, 74.0, 74.1, 73.1, 73.0, 72.8, 73.2, 72.9, 73.0]
@@ -204,13 +205,13 @@ def runs_needed(
     rows = _rows(runs, baseline, metric, True, image_errors)
     done = by_seed(runs, metric).count()
     table = pd.DataFrame({"runs": done, "half": rows["half"].reindex(done.index), "more": 0, "expected": 0.0})
-    failed = (runs.status == "failed").groupby(runs.variant).sum().reindex(done.index)
-    first = (FIRST_RUNS - done).clip(lower=0).where(failed < FIRST_RUNS, 0)
+    without_result = runs.groupby("variant").size().reindex(done.index) - done
+    first = (FIRST_RUNS - done).clip(lower=0).where(without_result < FIRST_RUNS, 0)
     if first.any():
         return table.assign(more=first, expected=first.astype(float))
-    certain = stats.norm.isf(level_per_comparison(done.size - 1) / 2) * np.sqrt(rows["image_variance"]) >= precision
-    table.loc[rows.index[certain], "expected"] = np.inf
-    rows = rows[rows["half"].notna() & ~certain]
+    images_alone = stats.norm.isf(level_per_comparison(done.size - 1) / 2) * np.sqrt(rows["image_variance"])
+    table.loc[rows.index[images_alone >= precision], "expected"] = np.inf
+    rows = rows[rows["half"].notna() & (images_alone < precision)]
     if not (rows["half"] > precision).any():
         return table
     wanted = _plan(*(rows[name].to_numpy(float) for name in _PLANNED), precision, comparisons=done.size - 1)
@@ -262,16 +263,14 @@ def errors_by_source(
     groups = names.unique()
     member = pd.get_dummies(pd.Series(clusters)).to_numpy(float)  # (images, clusters)
     means = pd.DataFrame(correct).groupby(names).mean().loc[groups].to_numpy()  # (variants, images)
-    draws = np.random.default_rng(seed).multinomial(
-        member.shape[1], np.full(member.shape[1], 1 / member.shape[1]), resamples
-    )
+    number = member.shape[1]
+    draws = np.random.default_rng(seed).multinomial(number, np.full(number, 1 / number), resamples)
     accuracy = 100 * (draws @ (means @ member).T) / (draws @ member.sum(0))[:, None]  # (resamples, variants)
     by_run = pd.Series(100 * correct.mean(1)).groupby(names).agg(["mean", "sem"]).loc[groups]
     reference = by_run.loc[baseline]
-    images = (accuracy - accuracy[:, [groups.get_loc(baseline)]]).std(0, ddof=1)
     table = pd.DataFrame({"difference": by_run["mean"] - reference["mean"]})
     table["seeds"] = np.hypot(by_run["sem"], reference["sem"])
-    table["images"] = images
+    table["images"] = (accuracy - accuracy[:, [groups.get_loc(baseline)]]).std(0, ddof=1)
     table["both"] = np.hypot(table["seeds"], table["images"])
     return table.drop(index=baseline)
 
@@ -286,9 +285,12 @@ def _rows(
     seeds = by_seed(runs, metric)
     if baseline not in seeds:
         raise ValueError(f"baseline: expected one of {', '.join(map(str, seeds))}, got {baseline!r}")
+    others = seeds.columns.drop(baseline)
+    if image_errors is not None and (missing := others.difference(image_errors.keys()).tolist()):
+        raise ValueError(f"image_errors: expected a standard error for each variant, got none for {missing}")
     reference, unseen = seeds[baseline].dropna(), ALLOWANCE if sequential else 0
     rows = {}
-    for name in seeds.columns.drop(baseline):
+    for name in others:
         own, both = seeds[name].dropna(), seeds[[name, baseline]].dropna()
         images = 0.0 if image_errors is None else image_errors[name] ** 2
         differences = both[name] - both[baseline]
@@ -298,7 +300,7 @@ def _rows(
             (differences.mean(), differences, 0.0, len(both)),
         ):
             parts = (sample.var(), len(sample), base_variance, base_runs, images)
-            half = half_width(*parts, comparisons=seeds.shape[1] - 1, unseen=unseen)
+            half = half_width(*parts, comparisons=len(others), unseen=unseen)
             choices.append((difference, float(half), *parts))
         paired = choices[1][1] < choices[0][1] and _correlated(both[name], both[baseline])
         rows[name] = (*choices[paired], paired)
