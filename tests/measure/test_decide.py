@@ -80,7 +80,7 @@ def test_without_the_allowance_they_would_not(monkeypatch):
 
 def test_runs_needed_follows_the_same_rule(monkeypatch):
     monkeypatch.setattr(module, "_correlated", lambda first, second: False)  # the rule above does not pair
-    draws = np.random.default_rng(5).normal(0, np.array([1.2, 1.2, 2.4])[:, None], (20, 3, 400))
+    draws = np.random.default_rng(5).normal(0, np.array([1.2, 1.2, 2.4])[:, None], (8, 3, 400))
     for table in draws:
         expected, half = stop_when_narrow(table[None], 1.0)
         made = np.full(3, FIRST_RUNS)
@@ -207,21 +207,21 @@ def test_pairs_where_the_correlation_earns_it():
 def test_pairing_keeps_what_intervals_promise():
     """Intervals chosen by the rule, where there is no correlation and where there is a high one."""
     generator = np.random.default_rng(4)
-    for correlation, least, most in [(0.0, 0, 0.07), (0.9, 0.93, 1)]:
-        common = math.sqrt(correlation) * generator.normal(0, 1, (120, 1, 10))
-        draws = common + math.sqrt(1 - correlation) * generator.normal(0, 1, (120, 2, 10))
+    for correlation, least, most in [(0.0, 0, 0.1), (0.9, 0.9, 1)]:
+        common = math.sqrt(correlation) * generator.normal(0, 1, (60, 1, 10))
+        draws = common + math.sqrt(1 - correlation) * generator.normal(0, 1, (60, 2, 10))
         rows = pd.DataFrame([decide(make_runs({"b": b, "a": a}), "b", 1, sequential=False).loc["a"] for b, a in draws])
         # Means say nothing about spreads and correlations: the chance that this width covers is known for each table.
         error = math.sqrt(2 * (1 - correlation) / 10)
         held = 1 - 2 * scipy_stats.norm.sf((rows["high"] - rows["low"]).astype(float) / 2 / error)
-        assert held.mean() == pytest.approx(0.95, abs=0.012)
+        assert held.mean() == pytest.approx(0.95, abs=0.02)
         assert least <= rows["paired"].mean() <= most
 
 
 def test_equivalence_is_two_one_sided_tests():
     generator = np.random.default_rng(6)
     words = set()
-    for difference in np.linspace(-1.5, 1.5, 31):
+    for difference in np.linspace(-1.5, 1.5, 16):
         a, b = generator.normal(difference, 0.5, 9), generator.normal(0, 1, 11)
         word = decide(make_runs({"b": b, "a": a}), "b", 1.2, sequential=False).loc["a", "verdict"]
         p_equivalent = ttost_ind(a, b, -1.2, 1.2, usevar="unequal")[0]
@@ -235,13 +235,13 @@ def test_equivalence_is_two_one_sided_tests():
 def test_verdicts_are_right_on_runs_with_known_answers():
     truth = {"base": 70.0, "same": 70.0, "little": 70.2, "worse": 67.0, "better": 72.0}
     generator, wrong = np.random.default_rng(7), 0
-    for _ in range(40):
+    for _ in range(15):
         runs = make_runs({name: generator.normal(mean, 0.4, 20) for name, mean in truth.items()})
         words = decide(runs, "base", margin=0.8)["verdict"].to_dict()
         wrong += words != {"base": "", "same": "equivalent", "little": "equivalent"} | dict.fromkeys(
             ["worse", "better"], "different"
         )
-    assert wrong <= 4
+    assert wrong <= 2
 
 
 def test_a_margin_of_twice_the_precision_decides_every_row():
