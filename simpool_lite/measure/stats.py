@@ -248,7 +248,7 @@ def order_agreement(runs: pd.DataFrame, published: dict[str, float], metric: str
 
 
 def by_seed(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """A metric with one row a seed and one column a variant, in the runs' order; NaN where a run failed."""
+    """A metric with one row per seed and one column per variant, in the runs' order; NaN where a run failed."""
     if metric not in runs:
         raise ValueError(f"metric: expected a column of the runs, got {metric!r}")
     if (twice := runs.duplicated(["variant", "seed"])).any():
