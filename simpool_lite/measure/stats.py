@@ -44,7 +44,7 @@ def paired_difference(runs: pd.DataFrame, metric: str, variant: str, baseline: s
     Raises:
         ValueError: fewer than two seeds are finished for both, or one of them has a seed twice.
     """
-    table = _by_seed(runs, metric)
+    table = by_seed(runs, metric)
     if not {variant, baseline} <= set(table) or table[[variant, baseline]].notna().all(axis=1).sum() < 2:
         raise ValueError(f"runs: expected at least two seeds with both {variant!r} and {baseline!r}")
     return _paired(table[variant], table[baseline])
@@ -92,7 +92,7 @@ def compare(
     CLS      71.33         0.0       NaN        NaN     NaN                   0.0
     GAP      74.33         3.0      0.52       5.48    0.04                   0.6
     """
-    seeds = _by_seed(runs, metric)
+    seeds = by_seed(runs, metric)
     if baseline not in seeds:
         raise ValueError(f"baseline: expected one of {', '.join(seeds)}, got {baseline!r}")
     table = summarise(runs, metric, ["variant"]).reindex(seeds.columns)
@@ -191,7 +191,7 @@ def trend(runs: pd.DataFrame, levels: dict[str, float], metric: str = "top1") ->
     >>> {name: round(value, 2) for name, value in found.items()}
     {'slope': 2.0, 'low': -0.48, 'high': 4.48, 'p_value': 0.07, 'seeds': 3}
     """
-    table = _by_seed(runs, metric)
+    table = by_seed(runs, metric)
     slopes = []
     for _, row in table[[name for name in table if name in levels]].iterrows():
         finished = row.dropna()
@@ -231,7 +231,7 @@ def order_agreement(runs: pd.DataFrame, published: dict[str, float], metric: str
     >>> {name: round(value, 2) for name, value in agreement.items()}
     {'tau': 1.0, 'low': 0.33, 'high': 1.0, 'variants': 3, 'seeds': 2}
     """
-    table = _by_seed(runs, metric).dropna(axis="columns", how="all")
+    table = by_seed(runs, metric).dropna(axis="columns", how="all")
     table = table[[name for name in table if name in published]].dropna()
     counted = {"variants": table.shape[1], "seeds": len(table)}
     if counted["variants"] < 3 or counted["seeds"] == 0:
@@ -247,8 +247,8 @@ def order_agreement(runs: pd.DataFrame, published: dict[str, float], metric: str
     return {"tau": tau(np.full(n, 1 / n)), "low": low, "high": high, **counted}
 
 
-def _by_seed(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """A metric with one row a seed and one column a variant, in the runs' order; NaN where a run failed."""
+def by_seed(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """A metric with one row per seed and one column per variant, in the runs' order; NaN where a run failed."""
     if metric not in runs:
         raise ValueError(f"metric: expected a column of the runs, got {metric!r}")
     if (twice := runs.duplicated(["variant", "seed"])).any():
