@@ -34,7 +34,7 @@ def epoch(pool: nn.Module, features: torch.Tensor, labels: torch.Tensor) -> Call
 
 
 def measure(turns: int, device: torch.device) -> pd.DataFrame:
-    """One row a head."""
+    """One row per head."""
     torch.manual_seed(0)
     torch.compiler.reset()
     features = torch.randn(IMAGES, POSITIONS, CHANNELS, device=device)

@@ -14,7 +14,7 @@ LONG_SECONDS = 0.1  # to what is longer the caches do not matter
 
 
 def take_turns(candidates: dict[str, Callable[[], object]], turns: int, what: str) -> pd.DataFrame:
-    """Seconds of a call: a row a turn, a column a candidate.
+    """Seconds of a call: one row per turn, one column per candidate.
 
     A short candidate is called once untimed in each turn, so that it does not find the caches as another has left them,
     and then as often as the clock needs.

@@ -26,7 +26,7 @@ def training_step(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[
 
 
 def measure(turns: int, device: torch.device) -> pd.DataFrame:
-    """One row a network, a task and a pooling."""
+    """One row per network, task and pooling."""
     tables = []
     for backbone in BACKBONES:
         torch.manual_seed(0)

@@ -97,7 +97,7 @@ def training_step(pool: nn.Module, x: Tensor) -> Callable[[], None]:
 
 
 def measure(turns: int, device: torch.device) -> pd.DataFrame:
-    """One row a shape, a task and an implementation."""
+    """One row per shape, task and implementation."""
     tables = []
     for shape in SHAPES:
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""What this machine can do at most: operations and bytes a second.
+"""What this machine can do at most: operations and bytes per second.
 
 The roofline (Williams, Waterman and Patterson, 2009) needs no more: a computation takes at least its operations over
 the one and its bytes over the other.
@@ -14,7 +14,7 @@ NUMBERS = 2**26  # 268 MB in float32, more than caches hold
 
 
 def measure(turns: int, device: torch.device) -> pd.DataFrame:
-    """One row: operations a second of a matrix product, bytes a second of reading and of copying."""
+    """One row: operations per second of a matrix product, bytes per second of reading and of copying."""
     matrix, numbers = torch.randn(SIDE, SIDE, device=device), torch.ones(NUMBERS, device=device)
     copy = torch.empty_like(numbers)
     candidates = {"product": lambda: matrix @ matrix, "read": numbers.sum, "copy": lambda: copy.copy_(numbers)}

@@ -71,8 +71,8 @@ def run(
     Args:
         grid: what to run.
         store: where records are looked up and written.
-        workers: processes side by side, alive from run to run; default one a CPU core, each with one thread,
-            or one a GPU. More than there are GPUs share them.
+        workers: processes side by side, alive from run to run; default one per CPU core, each with one thread,
+            or one per GPU. More than there are GPUs share them.
         client: of a dask cluster, which then computes the runs: one at a time on every worker, whose threads
             must be one. The store's folder must be the same for all its machines, and for this one.
         device: "auto" is cuda, then mps, then cpu, for each worker.
@@ -82,7 +82,7 @@ def run(
         progress: show a bar over the runs.
 
     Returns:
-        One row a run of the grid with the columns of :data:`simpool_lite.experiments.store.COLUMNS`; ``experiment``,
+        One row per run of the grid with the columns of :data:`simpool_lite.experiments.store.COLUMNS`; ``experiment``,
         ``variant`` and ``profile`` are the grid's, whoever computed the run first.
 
     Raises:

@@ -1,9 +1,9 @@
-"""The results store: one record a run, as tidy tables in a folder.
+"""The results store: one record per run, as tidy tables in a folder.
 
 ::
 
     store/<hash>.parquet            one row: the record        (or many rows: recorded results)
-    store/curves/<hash>.parquet     the training curve, one row an epoch
+    store/curves/<hash>.parquet     the training curve, one row per epoch
     store/models/<hash>.safetensors the trained model, where it was asked for
 
 Every file is written whole or not at all, so a killed grid loses at most the run that was cut, and
@@ -48,12 +48,12 @@ class Store:
         self.folders = (self.folder, *also_read)
 
     def records(self) -> pd.DataFrame:
-        """All records, one row a run, with the columns of :data:`COLUMNS`."""
+        """All records, one row per run, with the columns of :data:`COLUMNS`."""
         table = _read_tables(self.folders, "*.parquet", COLUMNS)
         return table.drop_duplicates("config_hash", ignore_index=True)
 
     def curves(self) -> pd.DataFrame:
-        """All training curves, one row an epoch, with the columns of :data:`CURVE_COLUMNS`.
+        """All training curves, one row per epoch, with the columns of :data:`CURVE_COLUMNS`.
 
         The last two, of the attention, are NaN for pools without a map and for runs recorded before they were.
         """

@@ -1,8 +1,8 @@
 """Who computes the runs of a grid: processes of this machine, or a dask cluster.
 
 A run is plain data here: the keywords of :func:`simpool_lite.experiments.run.train_and_record`. Both functions yield a
-run when it is over, with None if it ended by itself, well or not, and has written its record; otherwise with
-the reason why nobody could write it.
+run when it is over, with None if it ended by itself and has written its record, successful or failed; otherwise with the
+reason why nobody could write it.
 """
 
 import os
@@ -31,7 +31,7 @@ def in_processes(runs: Sequence[dict], devices: Sequence[str | None]) -> Iterato
 
     Args:
         runs: what to compute.
-        devices: one a process: the only CUDA device it may use, as ``CUDA_VISIBLE_DEVICES`` names it, or None.
+        devices: one per process: the only CUDA device it may use, as ``CUDA_VISIBLE_DEVICES`` names it, or None.
 
     Raises:
         RuntimeError: a process died before it could begin its first run.

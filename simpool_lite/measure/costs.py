@@ -32,7 +32,7 @@ class Costs:
         parameters: numbers that are learned.
         convolutions: multiply-adds in convolutions.
         linear: multiply-adds in products with a matrix, mostly of parameters.
-        products: multiply-adds in products of one matrix an image, mostly of activations: attention.
+        products: multiply-adds in products of one matrix per image, mostly of activations: attention.
         batch_norm, layer_norm: numbers that come out of such layers. No multiply-adds, but some counters
             add a multiple of them.
     """

@@ -2,7 +2,7 @@
 
 Intervals: Welch's, at Šidák's level for the number of variants in the table, so that *all* of them cover with 95 %.
     Dunnett's (`scipy.stats.dunnett`) are shorter (by 5 % with 20 runs, by 25 % with 5) but take one spread for all
-    variants. In simulated tables of six variants with 5 to 20 runs each they hold together in 79 to 83 % of the tables
+    variants. In simulated tables of six variants with 5 or 10 runs each they hold together in 79 to 83 % of the tables
     where the baseline's spread is three times the others', and in 89 to 95 % where one variant's is; Welch's in 95 to
     98 %. Recorded spreads differ by more than that, so Dunnett is not used. Runs are taken as normal and independent.
 Stopping: runs are added until each interval is narrow enough. That stops where the spread looks small by chance, so

@@ -18,7 +18,7 @@ MOST_RESAMPLES = 10_000
 
 
 def summarise(runs: pd.DataFrame, metric: str, by: list[str]) -> pd.DataFrame:
-    """Mean of a metric over seeds with its t interval: columns ``mean low high runs``, one row a group.
+    """Mean of a metric over seeds with its t interval: columns ``mean low high runs``, one row per group.
 
     Failed runs are left out; ``low`` and ``high`` are NaN for fewer than two runs.
 
@@ -53,16 +53,16 @@ def paired_difference(runs: pd.DataFrame, metric: str, variant: str, baseline: s
 def compare(
     runs: pd.DataFrame, baseline: str, metric: str = "top1", published: dict[str, float] | None = None
 ) -> pd.DataFrame:
-    """Every variant of an experiment beside its baseline, and beside the paper: one table an experiment.
+    """Every variant of an experiment beside its baseline, and beside the paper: one table per experiment.
 
     Args:
-        runs: one row a run with the columns ``variant``, ``seed``, ``status`` and the metric.
+        runs: one row per run with the columns ``variant``, ``seed``, ``status`` and the metric.
         baseline: the variant that the others are compared with.
         metric: the column to compare.
         published: the paper's numbers by variant; names without runs are ignored.
 
     Returns:
-        One row a variant, in the order of the runs, the baseline included:
+        One row per variant, in the order of the runs, the baseline included:
 
         - ``mean``, ``low``, ``high``: mean over seeds with its 95 % t interval; ``runs``, ``failed``: over how many
           runs, and how many failed;
@@ -142,7 +142,7 @@ def readable(table: pd.DataFrame, digits: int = 1) -> pd.DataFrame:
 
 
 def in_words(table: pd.DataFrame, baseline: str, unit: str = "points", number: str = ".1f") -> str:
-    """A table of :func:`compare` as sentences, a line a variant.
+    """A table of :func:`compare` as sentences, one line per variant.
 
     Args:
         table: one of :func:`compare`.
@@ -170,10 +170,10 @@ def trend(runs: pd.DataFrame, levels: dict[str, float], metric: str = "top1") ->
     """Does a metric rise with a factor that has an order? One test for all of its levels, where `compare` has many.
 
     A line is fitted to the runs of each seed by least squares, and the slopes are what the paired t test is for
-    differences: one number a seed (the method of summary measures, Matthews et al., BMJ 1990).
+    differences: one number per seed (the method of summary measures, Matthews et al., BMJ 1990).
 
     Args:
-        runs: one row a run with the columns ``variant``, ``seed``, ``status`` and the metric.
+        runs: one row per run with the columns ``variant``, ``seed``, ``status`` and the metric.
         levels: the factor's value by variant, such as an exponent or its logarithm; other variants are left out.
         metric: the column that may rise.
 
@@ -212,7 +212,7 @@ def order_agreement(runs: pd.DataFrame, published: dict[str, float], metric: str
     With few seeds such an interval tends to be too narrow; take it as a rough one.
 
     Args:
-        runs: one row a run with the columns ``variant``, ``seed``, ``status`` and the metric.
+        runs: one row per run with the columns ``variant``, ``seed``, ``status`` and the metric.
         published: the paper's numbers by variant.
         metric: the column whose means are ordered.
 
@@ -259,7 +259,7 @@ def by_seed(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def _paired(values: pd.Series, reference: pd.Series) -> dict[str, float]:
-    """The paired t test of two series with one number a seed: see :func:`paired_difference` and :func:`compare`."""
+    """The paired t test of two series with one number per seed: see :func:`paired_difference` and :func:`compare`."""
     both = pd.DataFrame({"values": values, "reference": reference}).dropna()
     differences = both["values"] - both["reference"]
     result = {"difference": differences.mean(), "low": math.nan, "high": math.nan, "p_value": math.nan}

@@ -1,4 +1,4 @@
-"""Pooling methods, one file a family, in the order of the paper's Table 1."""
+"""Pooling methods, one file per family, in the order of the paper's Table 1."""
 
 from .base import Pool, create_pool, list_pools, register_pool
 from .framework import Part, Spec, f_alpha, generic_pool

@@ -20,7 +20,7 @@ CHUNK_BYTES = 6 * 2**20
 def attend(
     tokens: Tensor, queries: Tensor, *, norm_keys: bool, norm_values: bool, eps: float = 1e-6
 ) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Let M queries an image attend to its positions.
+    r"""Let M queries per image attend to its positions.
 
     ::
 
@@ -184,7 +184,7 @@ class _Average(torch.autograd.Function):
 
 
 def _in_parts(tokens: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Tensors with a row an image, a few images at a time: as many as a CPU's cache holds, elsewhere all."""
+    """Tensors with one row per image, a few images at a time on a CPU (what its cache holds), all of them on other devices."""
     return zip(*(x.split(_images_at_a_time(tokens)) for x in (tokens, *others)), strict=True)
 
 

@@ -1,7 +1,7 @@
 r"""The generic framework of the paper's section 3.1, equations 1-7, as code.
 
-The paper writes an image as a matrix X with one column a patch, ``d x p``, and the pooled vectors as U,
-``d x k``. Tensors here have the batch first and one *row* a vector, so each is the transpose of the paper's
+The paper writes an image as a matrix X with one column per patch, ``d x p``, and the pooled vectors as U,
+``d x k``. Tensors here have the batch first and one *row* per vector, so each is the transpose of the paper's
 matrix, and the weighted sum Z = V A is written ``A @ V``:
 
 ====== ============================ ==================

@@ -149,5 +149,5 @@ def _train_epoch(
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        total += loss.detach()  # read once an epoch: a GPU need not wait for it every step
+        total += loss.detach()  # read once per epoch: a GPU need not wait for it every step
     return float(accelerator.reduce(total, "mean")) / len(loader)

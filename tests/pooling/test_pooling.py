@@ -1,4 +1,4 @@
-"""What holds for every pooling: one table, one line a method."""
+"""What holds for every pooling: one table for all."""
 
 import copy
 import pickle
