@@ -1,8 +1,8 @@
 """Who computes the runs of a grid: processes of this machine, or a dask cluster.
 
-A run is plain data here: the keywords of :func:`simpool_lite.experiments.run.train_and_record`. Both functions yield a
-run when it is over, with None if it ended by itself and has written its record, successful or failed; otherwise with the
-reason why nobody could write it.
+A run is plain data here: the keywords of :func:`simpool_lite.experiments.run.train_and_record`. Both functions yield
+a run when it is over, with None if it ended by itself and has written its record, successful or failed, and otherwise
+with the reason why nobody could write it.
 """
 
 import os

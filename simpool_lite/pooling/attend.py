@@ -184,7 +184,7 @@ class _Average(torch.autograd.Function):
 
 
 def _in_parts(tokens: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Tensors with one row per image, a few images at a time on a CPU (what its cache holds), all of them on other devices."""
+    """Tensors with one row per image in parts: on a CPU as many images as its cache holds, elsewhere all of them."""
     return zip(*(x.split(_images_at_a_time(tokens)) for x in (tokens, *others)), strict=True)
 
 
