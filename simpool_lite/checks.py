@@ -20,15 +20,16 @@ def check_int(name: str, value: int, at_least: int = 1) -> int:
     return int(value)
 
 
-def check_number(name: str, value: float, *, above_zero: bool = False) -> float:
+def check_number(name: str, value: float, *, above_zero: bool = False, zero: bool = False) -> float:
     """``value`` as a float or an int.
 
     Raises:
-        ValueError: it is no finite number, is 0, or is below 0 where it has to be above.
+        ValueError: it is no finite number; it is 0, unless ``zero`` allows that; it is below 0 where it must be above.
     """
     ok = isinstance(value, Real) and not _is_bool(value) and math.isfinite(value)
-    if not ok or value == 0 or (above_zero and value < 0):
-        raise ValueError(f"{name}: expected a finite number {'above' if above_zero else 'other than'} 0, got {value!r}")
+    if not ok or (value == 0 and not zero) or (above_zero and value < 0):
+        allowed = "" if zero else " above 0" if above_zero else " other than 0"
+        raise ValueError(f"{name}: expected a finite number{allowed}, got {value!r}")
     return value if isinstance(value, int) else float(value)
 
 

@@ -117,7 +117,9 @@ class AblatedSimPool(Pool):
         self.attention = check_choice("attention", attention, ATTENTIONS)
         self.reduce = check_choice("reduce", reduce, get_args(Reduce))
         self.T, self.k = check_int("T", T), check_int("k", k)
-        self.scale = (self.dim // self.num_heads) ** -0.5 if qk_scale is None else check_number("qk_scale", qk_scale)
+        self.scale = (
+            (self.dim // self.num_heads) ** -0.5 if qk_scale is None else check_number("qk_scale", qk_scale, zero=True)
+        )
         self.norm, self.linear, self.tied = _letters("norm", norm), _letters("linear", linear), tied
         if k > 1 and init != "kmeans":
             raise ValueError(f"k: expected 1 with init={init!r}, which is one vector, got {k}; try init='kmeans'")

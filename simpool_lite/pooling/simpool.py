@@ -73,7 +73,9 @@ class SimPool(Pool):
         super().__init__(dim)
         self.num_heads = check_heads(self.dim, num_heads)
         self.shift = check_choice("shift", shift, get_args(Shift))
-        self.scale = (self.dim // self.num_heads) ** -0.5 if qk_scale is None else check_number("qk_scale", qk_scale)
+        self.scale = (
+            (self.dim // self.num_heads) ** -0.5 if qk_scale is None else check_number("qk_scale", qk_scale, zero=True)
+        )
         self.gamma = None if gamma is None else check_number("gamma", gamma, above_zero=True)
         self.norm_patches = nn.LayerNorm(self.dim, eps=check_number("eps", eps, above_zero=True))
         self.wq, self.wk = (nn.Linear(self.dim, self.dim, bias=qkv_bias) for _ in "qk")
