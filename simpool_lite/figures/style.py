@@ -12,7 +12,8 @@ def darker(colour: tuple[float, ...], share: float = 0.45) -> tuple[float, ...]:
 
 COLOURS = {"CLS": _PURPLE, "GAP": _GREY, "SimPool": _ORANGE, "max": _BLUE, "GeM": _CYAN, "CaiT": _GREEN}
 # The rest of the paper's Table 1, by group: blues; red to pink; yellows; greens.
-COLOURS |= {"LSE": darker(_CYAN), "HOW": darker(_BLUE), "k-means": _RED, "OTK": _BROWN, "Slot": _PINK}
+COLOURS |= {"GAP+max": darker(_GREY), "LSE": darker(_CYAN), "HOW": darker(_BLUE)}
+COLOURS |= {"k-means": _RED, "OTK": _BROWN, "Slot": _PINK}
 COLOURS |= {"SE": _YELLOW, "CBAM": darker(_YELLOW, 0.35), "GE": darker(_YELLOW, 0.6), "ViT": darker(_GREEN)}
 
 
