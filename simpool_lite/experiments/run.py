@@ -183,7 +183,7 @@ def load_split(config: RunConfig, split: str) -> LabelledImages:
 
 def rank() -> int:
     """This process's number among those that train one model."""
-    return distributed.getrank() if is_distributed() else int(os.environ.get("RANK", 0))  # the launcher's
+    return distributed.get_rank() if is_distributed() else int(os.environ.get("RANK", 0))  # the launcher's
 
 
 def number_of_processes() -> int:

@@ -14,6 +14,7 @@ N = H * W
 BY_HAND = {
     "gap": (0, 0),
     "max": (0, 0),
+    "gap_max": (0, 0),
     "gem": (1, 0),
     "lse": (1, 0),
     "how": (D * D + D, N * D + D * D),  # the weighted sum, then FC once
@@ -21,15 +22,15 @@ BY_HAND = {
     "otk": (3 * D, 2 * 3 * N * D),  # similarities, weighted sums
     # 2 d for mu and sigma; q, k, v; the GRU's 6 matrices and biases; the MLP's 2; 3 LayerNorms.
     # 3 rounds over 3 slots: 11 matrices, of which W_K and W_V meet slots, not positions; similarities, weighted sums.
-    "slot": (2 * D + 3 * (D * D + D) + 6 * (D * D + D) + 2 * (D * D + D) + 3 * 2 * D,
-             3 * (3 * 11 * D * D + 2 * 3 * N * D)),
+    # Two of the matrices are the MLP's, with 128 hidden units.
+    "slot": (2 * D + 3 * (D * D + D) + 6 * (D * D + D) + (2 * 128 * D + 128 + D) + 3 * 2 * D,
+             3 * (3 * (9 * D * D + 2 * 128 * D) + 2 * 3 * N * D)),
     "se": (2 * 2 * D + 2 + D, 2 * 2 * D),  # 2 = d / 16 hidden units
     "cbam": (2 * 2 * D + 49 + 1, 2 * 2 * D + 49 * N + 2 * N * D),
     "ge": (9 * D + D + 2 * 2 * D + 2 + D, (9 * D + 2 * 2 * D) * 2 * 3),  # on a grid of 2 x 3
     # 12 d^2 and biases 9 d a block, 2 LayerNorms 4 d; token d, final LayerNorm 2 d. The first block works on
     # N + 1 rows; in the last all matrices meet the one row, whose 4 heads weigh and sum whole positions.
-    "vit": (2 * (12 * D * D + 13 * D) + 3 * D,
-            12 * D * D * (N + 1) + 2 * (N + 1) ** 2 * D + 12 * D * D + 2 * 4 * N * D),
+    "vit": (12 * D * D + 13 * D + 3 * D, 12 * D * D + 2 * 4 * N * D),
     "cait": (12 * D * D + 13 * D + 2 * D + 3 * D, 12 * D * D + 2 * 4 * N * D),
     "simpool": (2 * D * D + 2 * D, 2 * D * D + 2 * N * D),  # the query through both matrices
 }  # fmt: skip
