@@ -47,7 +47,7 @@ class Experiment:
     variants: dict[str, dict]
     smoke: tuple[str, ...]
     budget: str = "short"
-    paper: dict[str, str] = field(default_factory=dict)
+    paper: dict[str, str | tuple[str, ...]] = field(default_factory=dict)
     condition: str = ""
     images: dict = field(default_factory=dict)
     changes: dict = field(default_factory=dict)
@@ -85,7 +85,7 @@ CONDITIONS = {
     "8 fragments": {"images": {"distractors": 8}},
     "photo": {"changes": {"target": "photo"}},
 }
-LEFT_OF_TABLE_10 = {"table": "10", "source": "Table 10, left"}
+LEFT_OF_TABLE_10 = {"table": "10", "setting": ("gamma 2", "gamma 2, layers or iterations uncertain")}
 SUBSETS = ["".join(letters) for size in range(4) for letters in combinations("qkv", size)]
 
 
@@ -153,7 +153,7 @@ EXPERIMENTS = (
         variants=CLS | WINNERS,
         smoke=("CLS", "SimPool"),
         budget="tournament",
-        paper={"table": "2", "network": "ViT-S", "setting": "100 epochs"},
+        paper={"table": "2", "network": "ViT-S", "setting": ("100 epochs", "100 epochs, no gamma")},
     ),
     *(
         Experiment(

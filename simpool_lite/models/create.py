@@ -1,11 +1,11 @@
 """Make a model: a timm backbone by name, with a pooling by name."""
 
 import inspect
-from difflib import get_close_matches
 
 import timm
 from torch import nn
 
+from ..checks import check_int, did_you_mean
 from . import micro  # noqa: F401  (registers convnet_micro and vit_micro with timm)
 from .pooled import keep_class_token, replace_pooling
 
@@ -56,9 +56,9 @@ def create_model(
     >>> model(torch.randn(2, 3, 48, 48)).shape, model.attention(torch.randn(2, 3, 48, 48)).shape
     (torch.Size([2, 10]), torch.Size([2, 1, 12, 12]))
     """
-    num_classes = _whole("num_classes", num_classes, 0)
+    num_classes = check_int("num_classes", num_classes, 0)
     if "in_chans" in timm_kwargs:
-        timm_kwargs["in_chans"] = _whole("in_chans", timm_kwargs["in_chans"], 1)
+        timm_kwargs["in_chans"] = check_int("in_chans", timm_kwargs["in_chans"], 1)
     for name, value in {"pretrained": pretrained, "norm_first": norm_first, "max_logits": max_logits}.items():
         if not isinstance(value, bool):
             raise TypeError(f"{name}: expected True or False, got {value!r}")
@@ -95,26 +95,20 @@ def create_model(
     return model
 
 
-def _whole(name: str, value: int, least: int) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
-        raise ValueError(f"{name}: expected an int of at least {least}, got {value!r}")
-    return value.__index__()
-
-
 def _pixels(img_size: object) -> int | tuple[int, int] | None:
     if isinstance(img_size, tuple | list):
         if len(img_size) != 2:
             raise ValueError(f"img_size: expected one number or (height, width), got {img_size!r}")
-        return _whole("img_size", img_size[0], 1), _whole("img_size", img_size[1], 1)
-    return None if img_size is None else _whole("img_size", img_size, 1)
+        return check_int("img_size", img_size[0], 1), check_int("img_size", img_size[1], 1)
+    return None if img_size is None else check_int("img_size", img_size, 1)
 
 
 def _check_backbone(name: str) -> None:
     if not isinstance(name, str):
         raise TypeError(f"backbone: expected the name of a timm model, got {type(name).__name__}")
     if ":" not in name and not timm.is_model(name.split(".")[0]):
-        near = " or ".join(repr(n) for n in get_close_matches(name, timm.list_models())) or "see timm.list_models()"
-        raise ValueError(f"backbone: expected convnet_micro, vit_micro or a timm model, got {name!r}; nearest: {near}")
+        hint = did_you_mean(name, timm.list_models()) or "; timm.list_models() names them"
+        raise ValueError(f"backbone: expected convnet_micro, vit_micro or a timm model, got {name!r}{hint}")
 
 
 def _takes_class_token(backbone: str) -> bool:

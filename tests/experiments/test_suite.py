@@ -9,9 +9,10 @@ import torch
 from simpool_lite import create_model
 from simpool_lite.experiments.budgets import BUDGETS, SEARCH_SEEDS
 from simpool_lite.experiments.grid import run
+from simpool_lite.experiments.paper import published
 from simpool_lite.experiments.search import best_learning_rates, learning_rate_playoff, learning_rate_search
 from simpool_lite.experiments.store import Store, recorded_results
-from simpool_lite.experiments.suite import BACKBONES, Setting, notebooks, runs_table
+from simpool_lite.experiments.suite import BACKBONES, EXPERIMENTS, Setting, notebooks, runs_table
 
 NOTEBOOKS = notebooks()
 ABLATIONS = ("04", "05", "06", "07", "08")
@@ -164,6 +165,12 @@ def test_both_rounds_of_the_search_are_recorded(rounds, kind):
         assert set(finalists) == set(tried.nlargest(2, "top1").variant)
     (tournament_grid,) = (g for g in Setting().grids("tournament") if g.base["backbone"] == BACKBONES[kind])
     assert playoff.base["epochs"] == tournament_grid.base["epochs"]
+
+
+@pytest.mark.parametrize("experiment", [e for e in EXPERIMENTS if e.paper], ids=lambda e: f"{e.name}-{e.kind}")
+def test_the_rows_of_the_paper_are_rows_of_the_experiment(experiment):
+    beside = published(**experiment.paper).keys() & experiment.variants.keys()
+    assert "SimPool" in beside and len(beside) > 1
 
 
 def test_runs_are_counted_once():

@@ -326,9 +326,9 @@ def test_img_size_is_ignored_where_any_size_goes():
         (lambda: create_model("resnet18", "cls", 10), ValueError, "pool: 'cls' expects .* got 'resnet18'"),
         (lambda: create_model("vit_micro", "cls", 10, pool_kwargs={"gamma": 2}), ValueError, "pool_kwargs: .*no arg"),
         (lambda: create_model("resnet1", "gap", 10), ValueError, "backbone: expected .* got 'resnet1'"),
-        (lambda: create_model("resnet_50", "gap", 10), ValueError, "got 'resnet_50'; nearest: 'resnet50'"),
-        (lambda: create_model("vit_mikro", "gap", 10), ValueError, "got 'vit_mikro'; nearest: 'vit_micro'"),
-        (lambda: create_model("zzzzzzzzzzz", "gap", 10), ValueError, r"nearest: see timm.list_models\(\)"),
+        (lambda: create_model("resnet_50", "gap", 10), ValueError, "got 'resnet_50'; did you mean 'resnet50'"),
+        (lambda: create_model("vit_mikro", "gap", 10), ValueError, "got 'vit_mikro'; did you mean 'vit_micro'"),
+        (lambda: create_model("zzzzzzzzzzz", "gap", 10), ValueError, r"timm.list_models\(\)"),
         *(
             (partial(create_model, "resnet18", "gap", value), ValueError, f"num_classes: .* at least 0, got {value!r}")
             for value in (-1, None, "10", True, 2.5)
