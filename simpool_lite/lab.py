@@ -29,6 +29,7 @@ from .figures import (
     COLOURS,
     attention_grid,
     comparison,
+    decisions,
     heat_map,
     metric_bars,
     trade_off,
@@ -39,6 +40,7 @@ from .files import repository_root
 from .measure.attention import average_precision, evaluate_attention, object_positions, sharpness
 from .measure.classification import evaluate
 from .measure.costs import count_costs
+from .measure.decide import decide, detectable_difference, errors_by_source, in_sentences
 from .measure.stats import (
     compare,
     in_words,

@@ -24,7 +24,10 @@ class Budget:
         images: options of photo-digits.
         searched_rates: the learning rates that were tried for every method.
         search_epochs: epochs of that search's first round.
-        learning_rates: the winner per pooling; a pooling that is not named has 1e-3.
+        learning_rates: the winner per pooling, or in the regimes "once" and "head" per variant; what is not named has
+            1e-3.
+        batch_size: images per step.
+        model_options: arguments of the backbone.
     """
 
     epochs: int = 30
@@ -32,6 +35,8 @@ class Budget:
     searched_rates: tuple[float, ...] = ()
     search_epochs: int = 0
     learning_rates: dict[str, float] = field(default_factory=dict)
+    batch_size: int = 32
+    model_options: dict = field(default_factory=dict)
 
     def learning_rate(self, pool: str) -> float:
         """The rate of a pooling; a variant of SimPool has SimPool's."""
@@ -87,4 +92,29 @@ SHORT = {
     ),
 }
 TOURNAMENT = {"convnet_micro": replace(SHORT["convnet_micro"], epochs=8), "vit_micro": SHORT["vit_micro"]}
-BUDGETS = {"full": FULL, "short": SHORT, "tournament": TOURNAMENT}
+
+# One pass over fresh images, and heads on features of fresh images: the regimes that tell poolings apart (protocol 2).
+DIGITS_32 = {"size": 32, "object_size": (13, 22)}
+ONCE = {
+    "convnet_micro": Budget(
+        epochs=1,
+        images={"num_images": 65536, **DIGITS_32},
+        searched_rates=(2e-3, 4e-3, 8e-3),
+        batch_size=64,
+        model_options={"width": 16},
+    ),
+    "vit_micro": Budget(
+        epochs=1,
+        images={"num_images": 65536},
+        searched_rates=(5e-4, 1e-3, 2e-3),
+        batch_size=64,
+        model_options={"depth": 2},
+    ),
+}
+HEAD = {
+    "convnet_micro": Budget(
+        epochs=6, images={"num_images": 8192, **DIGITS_32}, searched_rates=(1e-3, 3e-3, 1e-2), batch_size=128
+    ),
+    "vit_micro": Budget(epochs=6, images={"num_images": 8192}, searched_rates=(1e-3, 3e-3, 1e-2), batch_size=128),
+}
+BUDGETS = {"once": ONCE, "head": HEAD, "full": FULL, "short": SHORT, "tournament": TOURNAMENT}

@@ -1,5 +1,7 @@
 """Grids of runs: plain data in, a tidy table out, resumable at any moment."""
 
+import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -8,7 +10,9 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from ..device import resolve_device
+from ..measure.decide import runs_needed
 from .config import RunConfig
+from .heads import share_a_pass
 from .machine import cpu_cores, cuda_devices, share_devices
 from .store import Store, make_record
 from .workers import in_processes, on_cluster
@@ -17,6 +21,8 @@ if TYPE_CHECKING:
     from distributed import Client
 
 REASONS_SHOWN = 5
+TRUNK_SEEDS = 3
+HEADS_AT_ONCE = 8  # as many are lost at most when a grid is cut
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,9 @@ class Grid:
         seeds: how many (0, 1, 2, ...), or which.
         profile: recorded with each run.
         keep_models: runs of seeds below this keep their trained model; one that is done without is done again.
+        baseline: the variant that the others are compared with.
+        trunk: for the regime "head": fields of the trunk's configuration. Its seeds are the first
+            :data:`TRUNK_SEEDS`, in turn; each seed of the heads has training images of its own.
 
     >>> variants = {"GAP": {"pool": "gap"}, "SimPool": {"pool": "simpool"}}
     >>> grid = Grid("demo", {"backbone": "vit_micro"}, variants, seeds=2)
@@ -43,18 +52,36 @@ class Grid:
     seeds: int | tuple[int, ...] = 5
     profile: str = "laptop"
     keep_models: int = 0
+    baseline: str = "SimPool"
+    trunk: dict | None = None
 
     def runs(self) -> Iterator[tuple[str, RunConfig]]:
         """All runs as (variant, configuration), seed by seed: a grid that is cut has complete pairs."""
         for seed in range(self.seeds) if isinstance(self.seeds, int) else self.seeds:
-            for variant, changes in self.variants.items():
-                yield variant, RunConfig(**self.base | changes | {"seed": seed})
+            for variant in self.variants:
+                yield variant, self.config(variant, seed)
+
+    def config(self, variant: str, seed: int) -> RunConfig:
+        """The configuration of one run."""
+        fields = self.base | self.variants[variant] | {"seed": seed}
+        if self.trunk is not None:
+            fields["trunk"] = self.trunk | {"seed": seed % TRUNK_SEEDS}
+            if fields.get("dataset", "photo-digits") == "photo-digits":  # the trunk has seen the images of seed 0
+                fields["data_options"] = fields.get("data_options", {}) | {"seed": 1 + seed}
+        return RunConfig(**fields)
+
+    def trunks(self) -> "Grid":
+        """The networks that give the features, as a grid of their own."""
+        name = str(self.trunk["pool"])
+        return Grid("trunks", self.trunk, {name: {}}, TRUNK_SEEDS, self.profile, keep_models=TRUNK_SEEDS)
 
 
 def run(
     grid: Grid,
     store: Store,
     *,
+    precision: float | None = None,
+    budget: str | None = None,
     workers: int | None = None,
     client: "Client | None" = None,
     device: str = "auto",
@@ -71,6 +98,9 @@ def run(
     Args:
         grid: what to run.
         store: where records are looked up and written.
+        precision: add runs until each difference to the grid's baseline is known to within ± this many points of top1
+            (:func:`simpool_lite.measure.decide.runs_needed`); None runs the grid's seeds and no more.
+        budget: "60 runs" or "40 minutes", after which no more are added; a round that has begun is finished.
         workers: processes side by side, alive from run to run; default one per CPU core, each with one thread,
             or one per GPU. More than there are GPUs share them.
         client: of a dask cluster, which then computes the runs: one at a time on every worker, whose threads
@@ -83,7 +113,8 @@ def run(
 
     Returns:
         One row per run of the grid with the columns of :data:`simpool_lite.experiments.store.COLUMNS`; ``experiment``,
-        ``variant`` and ``profile`` are the grid's, whoever computed the run first.
+        ``variant`` and ``profile`` are the grid's, whoever computed the run first. Where the store has runs of further
+        seeds, these are there, too.
 
     Raises:
         ValueError: ``workers`` is less than one, or given with a ``client``; the client's workers have more
@@ -102,8 +133,64 @@ def run(
         device = resolve_device(device).type
     if compile is None:
         compile = grid.profile == "gpu" and device == "cuda"
-    runs = list(grid.runs())
-    hashes = [config.hash() for _, config in runs]
+    how = {"workers": workers, "client": client, "device": device, "retry_failed": retry_failed, "compile": compile}
+    spent = _Spending(budget)
+    wanted = list(grid.runs())
+    while True:
+        _compute(grid, wanted, store, **how, progress=progress)
+        table = _table(grid, wanted, store)
+        if precision is None or grid.baseline not in grid.variants or len(grid.variants) < 2:
+            return table
+        plan = runs_needed(table, grid.baseline, precision, blocks=grid.trunk and "trunk")
+        if spent.all(table) or not (more := _further(grid, table, plan)):
+            return table
+        if progress:
+            print(
+                f"{grid.experiment}: widest interval ± {plan.half.max():.2f} points, wanted ± {precision:g}; "
+                f"{len(more)} runs now, about {plan.expected.sum():.0f} in all"
+            )
+        wanted += more
+
+
+class _Spending:
+    """What a budget leaves."""
+
+    def __init__(self, budget: str | None) -> None:
+        self.limit, self.unit = math.inf, "runs"
+        if budget is not None:
+            number, _, self.unit = str(budget).partition(" ")
+            if self.unit not in ("runs", "minutes") or not number.isdigit():
+                raise ValueError(f'budget: expected "60 runs" or "40 minutes", got {budget!r}')
+            self.limit = int(number)
+        self.started = time.monotonic()
+
+    def all(self, table: pd.DataFrame) -> bool:
+        used = len(table) if self.unit == "runs" else (time.monotonic() - self.started) / 60
+        return used >= self.limit
+
+
+def _further(grid: Grid, table: pd.DataFrame, plan: pd.DataFrame) -> list[tuple[str, RunConfig]]:
+    """The next runs of each variant, seed by seed."""
+    seeds = {variant: of_variant.seed.max() + 1 for variant, of_variant in table.groupby("variant")}
+    more = [(seeds[name] + i, name) for name, number in plan["more"].items() for i in range(number)]
+    order = list(grid.variants)
+    more.sort(key=lambda run: (run[0], order.index(run[1])))
+    return [(name, grid.config(name, int(seed))) for seed, name in more]
+
+
+def _compute(
+    grid: Grid,
+    runs: list[tuple[str, RunConfig]],
+    store: Store,
+    *,
+    workers: int | None,
+    client: "Client | None",
+    device: str,
+    retry_failed: bool,
+    compile: bool,
+    progress: bool,
+) -> None:
+    """Compute those of the runs that the store lacks."""
     records = store.records()
     failed = set(records.config_hash[records.status == "failed"])
     done = set(records.config_hash) - (failed if retry_failed else set())
@@ -112,37 +199,66 @@ def run(
         for _, config in runs
         if config.seed < grid.keep_models and config.hash() not in failed and not store.has_model(config)
     }
+    todo = {config.hash(): (variant, config) for variant, config in runs}  # variants may coincide
     jobs = [
         {
-            "config": config,
+            "configs": [config for _, config in together],
+            "labels": [
+                {"experiment": grid.experiment, "variant": variant, "profile": grid.profile, "device": device}
+                for variant, _ in together
+            ],
             "store_folder": store.folder.resolve(),
-            "experiment": grid.experiment,
-            "variant": variant,
-            "profile": grid.profile,
             "device": device,
-            "keep_model": config.seed < grid.keep_models,
+            "keep_model": together[0][1].seed < grid.keep_models,
             "compile": compile,
         }
-        for key, (variant, config) in dict(zip(hashes, runs, strict=True)).items()  # variants may coincide
-        if key not in done
+        for together in _together([run for key, run in todo.items() if key not in done])
     ]
-    if jobs:
-        if client is None:
-            ended = in_processes(jobs, _workers(workers, device)[: len(jobs)])
-        else:
-            ended = on_cluster(jobs, client)
-        for job, death in tqdm(ended, grid.experiment, len(jobs), unit="run", disable=not progress):
-            if death:
-                label = {name: job[name] for name in ("experiment", "variant", "profile", "device")}
-                store.add(make_record(job["config"], {}, **label, status="failed", reason=death))
+    if not jobs:
+        return
+    if grid.trunk is not None:
+        how = {"workers": workers, "client": client, "device": device, "compile": compile}
+        run(grid.trunks(), store, **how, progress=progress)
+        for job in jobs:
+            job["trunk"] = store.model_path(job["configs"][0].trunk_config())
+    local = client is None
+    ended = in_processes(jobs, _workers(workers, device)[: len(jobs)]) if local else on_cluster(jobs, client)
+    total = sum(len(job["configs"]) for job in jobs)
+    with tqdm(desc=grid.experiment, total=total, unit="run", disable=not progress) as bar:
+        for job, death in ended:
+            bar.update(len(job["configs"]))
+            for config, label in zip(job["configs"], job["labels"], strict=True) if death else ():
+                store.add(make_record(config, {}, **label, status="failed", reason=death))
+
+
+def _together(runs: list[tuple[str, RunConfig]]) -> list[list[tuple[str, RunConfig]]]:
+    """Runs in jobs: one by one, but heads that share a pass over their features a few at once."""
+    jobs: dict[str, list] = {}
+    for number, (variant, config) in enumerate(runs):
+        key = share_a_pass(config) if config.regime == "head" else str(number)
+        jobs.setdefault(key, []).append((variant, config))
+    return [job[i : i + HEADS_AT_ONCE] for job in jobs.values() for i in range(0, len(job), HEADS_AT_ONCE)]
+
+
+def _table(grid: Grid, runs: list[tuple[str, RunConfig]], store: Store) -> pd.DataFrame:
+    """The records of the runs, and those of further seeds that the store has."""
     records = store.records().set_index("config_hash", drop=False)
+    hashes = [config.hash() for _, config in runs]
     if absent := set(hashes) - set(records.index):
         raise FileNotFoundError(
             f"store: expected a record of every run in {store.folder.resolve()}, found none of {len(absent)} that have "
             "ended; a cluster's machines and this one need a folder that they share"
         )
+    variants = [variant for variant, _ in runs]
+    if grid.base.get("regime", "epochs") != "epochs":
+        for variant in grid.variants:
+            seed = 1 + max(config.seed for name, config in runs if name == variant)
+            while (key := grid.config(variant, seed).hash()) in records.index:
+                hashes.append(key)
+                variants.append(variant)
+                seed += 1
     table = records.loc[hashes].reset_index(drop=True)
-    return table.assign(experiment=grid.experiment, variant=[variant for variant, _ in runs], profile=grid.profile)
+    return table.assign(experiment=grid.experiment, variant=variants, profile=grid.profile)
 
 
 def _workers(number: int | None, device: str) -> list[str | None]:

@@ -32,18 +32,22 @@ from ..datasets import LabelledImages, load_data
 from ..datasets.photo_digits import DEFAULT_NUM_IMAGES
 from ..device import resolve_device
 from ..measure.attention import evaluate_attention
-from ..measure.classification import evaluate
+from ..measure.classification import evaluate, evaluate_each
 from ..models import create_model, save_model
 from ..training.supervised import accelerator_on, train
 from .config import RunConfig
 from .machine import peak_memory_mb, reset_peak_memory
 from .store import Store, make_record
 
+TEST_IMAGES = 8192  # of photo-digits, in "val" as in "test"
+CURVE_IMAGES = 1024  # of "val": the training curve looks at no test image
+POINTS_OF_A_CURVE = 6  # at least
+
 
 def train_and_measure(
     config: RunConfig, device: str = "auto", progress: bool = True, *, compile: bool = False
 ) -> tuple[nn.Module, dict[str, float | int], pd.DataFrame]:
-    """Train the model of a configuration from scratch and measure it on the test split.
+    """Train the model of a configuration from scratch and measure it, by default on the test split.
 
     The same configuration on the same device and number of threads gives the same model.
 
@@ -55,10 +59,10 @@ def train_and_measure(
             more than the rounding.
 
     Returns:
-        The model, in evaluation mode; its measurements on the test split (see :mod:`simpool_lite.measure`)
-        with ``parameters``, ``images_per_second`` (training steps only), ``peak_memory_mb`` (of this process)
-        and ``seconds``; the training curve: one row per epoch with ``epoch step train_loss`` and, on the test
-        split, ``top1 loss attention_entropy logit_spread``.
+        The model, in evaluation mode; its measurements (see :mod:`simpool_lite.measure`) with ``correct`` (of each
+        image, bool), ``parameters``, ``images_per_second`` (training steps only), ``peak_memory_mb`` (of this process)
+        and ``seconds``; the training curve: one row per epoch, or six of one, with ``epoch step train_loss`` and
+        ``top1 loss attention_entropy logit_spread`` on some images of "val" (in the regime "epochs" on the test split).
 
     Raises:
         FloatingPointError: the loss is no longer finite.
@@ -69,11 +73,8 @@ def train_and_measure(
     with accelerator_on(device) as accelerator:
         reset_peak_memory(accelerator.device)
         set_seed(config.seed)
-        train_data, test_data = (load_split(config, split) for split in ("train", "test"))
-
-        def scores(model: nn.Module) -> dict[str, float]:
-            return evaluate(model, test_data, accelerator.device, accelerator=accelerator)
-
+        train_data, test_data = load_split(config, "train"), load_split(config, config.measured_on)
+        curve_data = test_data if config.regime == "epochs" else load_split(config, "val", CURVE_IMAGES)
         model, curve, images_per_second = train(
             make_model(config, train_data),
             train_data,
@@ -83,15 +84,17 @@ def train_and_measure(
             learning_rate=config.learning_rate,
             weight_decay=config.weight_decay,
             seed=config.seed,
-            after_epoch=scores,
+            measure=lambda model: evaluate(model, curve_data, accelerator.device, accelerator=accelerator),
+            measurements=config.epochs if config.regime == "epochs" else max(config.epochs, POINTS_OF_A_CURVE),
             compile=compile,
             progress=progress,
             description=f"{config.backbone} {config.pool}",
         )
-        final = scores(model)
+        final, correct = evaluate_each(model, test_data, accelerator.device, accelerator=accelerator)
         measured = {
             "top1": final["top1"],
             "loss": final["loss"],
+            "correct": correct,
             **evaluate_attention(model, test_data, accelerator.device, accelerator=accelerator),
             "parameters": sum(p.numel() for p in model.parameters()),
             "images_per_second": images_per_second,
@@ -166,19 +169,25 @@ def make_model(config: RunConfig, data: LabelledImages) -> nn.Module:
     )
 
 
-def load_split(config: RunConfig, split: str) -> LabelledImages:
+def load_split(config: RunConfig, split: str, at_most: int = TEST_IMAGES) -> LabelledImages:
     """The data of a run; size, mean and std of photographs follow the backbone's timm configuration.
 
-    More training images of photo-digits are still tested on the same 1,024; fewer on as few.
+    Photo-digits is tested on ``at_most`` images, and on no more than it trains on. "val" is apart from the others.
     """
     if config.dataset == "photo-digits":
         options = dict(config.data_options)
-        if split == "test" and "num_images" in options:
-            options["num_images"] = min(options["num_images"], DEFAULT_NUM_IMAGES["test"])
+        if config.regime == "epochs":
+            at_most = DEFAULT_NUM_IMAGES["test"]
+        else:
+            options["without_val"] = True
+        if split != "train":
+            options["num_images"] = min(options.get("num_images", at_most), at_most)
+            options.pop("seed", None) if config.regime == "head" else None
         return load_data(config.dataset, split, target=config.target, **options)
     timm_config = timm.get_pretrained_cfg(config.backbone)
     form = {"image_size": timm_config.input_size[-1], "mean": timm_config.mean, "std": timm_config.std}
-    return load_data(config.dataset, split, data_root=config.data_root, **form | config.data_options)
+    form |= {"without_val": config.regime != "epochs"} | config.data_options
+    return load_data(config.dataset, split, data_root=config.data_root, **form)
 
 
 def rank() -> int:

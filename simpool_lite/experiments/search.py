@@ -1,6 +1,7 @@
 """The search for learning rates: every method at the same rates with the same budget, on seeds never reported."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pandas as pd
@@ -54,3 +55,53 @@ def best_learning_rates(runs: pd.DataFrame) -> dict[str, dict[str, float]]:
     rate = runs.config.map(lambda config: json.loads(config)["learning_rate"])
     by_backbone = runs.assign(rate=rate).set_index("rate").groupby("backbone")
     return {backbone: runs.groupby("pool").top1.idxmax().to_dict() for backbone, runs in by_backbone}
+
+
+def rate_search(setting: Setting, names: Iterable[str], regime: str) -> list[Grid]:
+    """The search of protocol 2: every variant of some experiments at the regime's rates, measured on "val".
+
+    In the regime "once" on half of the images.
+
+    Args:
+        setting: of the experiments.
+        names: of the experiments.
+        regime: "once" or "head".
+
+    Returns:
+        One grid per backbone and kind of trunk, with variants named "GAP 0.004".
+    """
+    found: dict[str, Grid] = {}
+    for grid in (grid for name in names for grid in setting.grids(name, regime)):
+        backbone = grid.base["backbone"]
+        base = grid.base | {"measured_on": "val"}
+        if regime == "once" and "data_options" in base:
+            options = base["data_options"]
+            base["data_options"] = options | {"num_images": options["num_images"] // 2}
+        variants = {
+            f"{name} {rate:g}": changes | {"learning_rate": rate}
+            for name, changes in grid.variants.items()
+            for rate in BUDGETS[regime][backbone].searched_rates
+        }
+        key = json.dumps([base, grid.trunk], sort_keys=True)
+        earlier = found.get(key)
+        found[key] = replace(
+            grid,
+            experiment=f"rates-{regime}",
+            base=base,
+            variants=(earlier.variants if earlier else {}) | variants,
+            seeds=SEARCH_SEEDS[:1],
+            keep_models=0,
+        )
+    return list(found.values())
+
+
+def best_rates(runs: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """For each backbone the rate with the highest accuracy per variant, the mean over kinds of trunk."""
+    names = runs.variant.str.rsplit(" ", n=1, expand=True)
+    runs = runs.assign(name=names[0], rate=names[1].astype(float))
+    mean = runs.groupby(["backbone", "name", "rate"]).top1.mean()
+    best = mean.groupby(["backbone", "name"]).idxmax().dropna()
+    rates: dict[str, dict[str, float]] = {}
+    for (backbone, name), (*_, rate) in best.items():
+        rates.setdefault(backbone, {})[name] = rate
+    return rates

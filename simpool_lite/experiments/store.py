@@ -17,17 +17,22 @@ import subprocess
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from .. import __version__
 from ..files import repository_root, write_atomically
-from .config import PROTOCOL, RunConfig
+from .config import RunConfig
+
+if TYPE_CHECKING:
+    import torch
 
 COLUMNS = (
-    "experiment variant seed dataset target backbone pool pool_kwargs profile top1 loss attention_mass attention_ap "
-    "attention_entropy parameters images_per_second peak_memory_mb seconds status reason config config_hash protocol "
-    "package_version git_revision torch_version device started"
+    "experiment variant seed regime trunk dataset target backbone pool pool_kwargs profile top1 loss attention_mass "
+    "attention_ap attention_entropy parameters images_per_second peak_memory_mb seconds status reason correct config "
+    "config_hash protocol package_version git_revision torch_version device started"
 ).split()
 MEASURED = (
     "top1 loss attention_mass attention_ap attention_entropy parameters images_per_second peak_memory_mb seconds"
@@ -157,6 +162,9 @@ def make_record(
     return {
         **dict.fromkeys(MEASURED, math.nan),
         **measured,
+        "correct": pack(measured["correct"]) if "correct" in measured else None,
+        "regime": config.regime,
+        "trunk": "{pool} {seed}".format(**config.trunk) if config.trunk else None,
         **{name: getattr(config, name) for name in ("seed", "dataset", "target", "backbone", "pool")},
         "pool_kwargs": json.dumps(config.pool_kwargs, sort_keys=True),
         "config": json.dumps(asdict(config), sort_keys=True),
@@ -166,13 +174,23 @@ def make_record(
         "profile": profile,
         "status": status,
         "reason": reason,
-        "protocol": PROTOCOL,
+        "protocol": config.protocol,
         "package_version": __version__,
         "git_revision": _git_revision(),
         "torch_version": torch.__version__,
         "device": device,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def pack(correct: "torch.Tensor") -> bytes:
+    """Of each test image whether it was classified correctly, bool ``(n,)``, eight to a byte."""
+    return np.packbits(correct.numpy()).tobytes()
+
+
+def unpack(packed: pd.Series, images: int) -> np.ndarray:
+    """The column ``correct`` of some records as bool (runs, images)."""
+    return np.stack([np.unpackbits(np.frombuffer(row, np.uint8), count=images) for row in packed]).astype(bool)
 
 
 def _read_tables(folders: tuple[Path, ...], pattern: str, columns: list[str]) -> pd.DataFrame:

@@ -4,13 +4,15 @@ Factors are varied one at a time around SimPool as published. Runs that two expe
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Literal
 
 import pandas as pd
 
+from ..checks import check_choice
 from .budgets import BUDGETS, GPU_IMAGES, OTHER, PROFILES, SMOKE_IMAGES, SMOKE_SEEDS, Budget
+from .config import REGIMES
 from .grid import Grid
 
 Kind = Literal["convnet", "transformer", "any"]
@@ -38,6 +40,7 @@ class Experiment:
         changes: further fields that all variants share.
         keep_models: seeds below this keep their trained model.
         most_seeds: how many are enough, whatever the setting says.
+        baseline: the variant that the others are compared with.
     """
 
     name: str
@@ -53,7 +56,10 @@ class Experiment:
     changes: dict = field(default_factory=dict)
     keep_models: int = 0
     most_seeds: int = 1000
+    baseline: str = "SimPool"
 
+
+TRUNKS = {"convnet": ("GAP", "GeM", "SimPool"), "transformer": ("CLS", "GAP", "SimPool")}  # what trains them
 
 METHODS = {
     "GAP": {"pool": "gap"},
@@ -250,6 +256,7 @@ EXPERIMENTS = (
         variants={"shift image": _simpool(gamma=2.0)}
         | {f"shift {name}": _simpool(gamma=2.0, shift=name) for name in ("batch", "channel")},
         smoke=("shift image", "shift batch"),
+        baseline="shift image",
     ),
     Experiment(
         name="heads",
@@ -336,13 +343,21 @@ class Setting:
             return {"transformer" if is_transformer(self.backbone) else "convnet": self.backbone}
         return GPU_BACKBONES if self.profile == "gpu" else BACKBONES
 
-    def grids(self, name: str) -> list[Grid]:
-        """The grids of an experiment, one per backbone: none for a kind of backbone that the reader did not name.
+    def grids(self, name: str, regime: str = "epochs") -> list[Grid]:
+        """The grids of an experiment, one per backbone and, in the regime "head", per kind of trunk.
+
+        There is none for a kind of backbone that the reader did not name.
 
         Raises:
-            ValueError: there is no such experiment.
+            ValueError: there is no such experiment or regime.
         """
-        return [grid for _, grid in self._parts(name)]
+        check_choice("regime", regime, REGIMES)
+        parts = self._parts(name)
+        if regime == "epochs":
+            return [grid for _, grid in parts]
+        if regime == "once":
+            return [self._once(part, grid) for part, grid in parts]
+        return [grid for part, grid in parts for grid in self._heads(part, grid)]
 
     def conditions(self, name: str) -> dict[str, Grid]:
         """The grids of an experiment by condition."""
@@ -363,6 +378,55 @@ class Setting:
             base |= {"target": "digit", "data_options": images | (SMOKE_IMAGES if self.profile == "smoke" else {})}
         base |= experiment.changes if experiment else {}
         return base | ({"epochs": 1} if self.profile == "smoke" else {})
+
+    def _once(self, part: Experiment, grid: Grid) -> Grid:
+        backbone = grid.base["backbone"]
+        base = self._protocol_2("once", backbone, part)
+        variants = {
+            name: self._variant("once", backbone, name, part.variants[name], base.get("model_options", {}))
+            for name in grid.variants
+        }
+        return replace(grid, base=base, variants=variants, baseline=part.baseline)
+
+    def _heads(self, part: Experiment, grid: Grid) -> list[Grid]:
+        """On the features of networks that were trained in "once"."""
+        backbone = grid.base["backbone"]
+        once = self._protocol_2("once", backbone, part)
+        kind = "transformer" if is_transformer(backbone) else "convnet"
+        variants = {
+            name: self._variant("head", backbone, name, part.variants[name], {})
+            for name in grid.variants
+            if "cls" not in str(part.variants[name])  # a head sees no class token
+        }
+        base = self._protocol_2("head", backbone, part)
+        grids = []
+        for trained_with in TRUNKS[kind][: 1 if self.profile == "smoke" else None]:
+            options = (METHODS | CLS)[trained_with]
+            trunk = once | self._variant("once", backbone, trained_with, options, once.get("model_options", {}))
+            grids.append(
+                replace(grid, base=base, variants=variants, baseline=part.baseline, trunk=trunk, keep_models=0)
+            )
+        return grids
+
+    def _protocol_2(self, regime: str, backbone: str, part: Experiment) -> dict:
+        """The fields that all runs of a backbone share in a regime."""
+        budget = BUDGETS[regime].get(backbone, OTHER)
+        base = {"backbone": backbone, "dataset": self.dataset, "data_root": self.data_root, "regime": regime}
+        base |= {"epochs": budget.epochs, "batch_size": budget.batch_size}
+        if budget.model_options:
+            base["model_options"] = budget.model_options
+        if self.dataset == "photo-digits":
+            images = budget.images | part.images | (SMOKE_IMAGES if self.profile == "smoke" else {})
+            base |= {"target": "digit", "data_options": images}
+        base |= part.changes
+        return base | ({"epochs": 1} if self.profile == "smoke" else {})
+
+    def _variant(self, regime: str, backbone: str, name: str, changes: dict, model_options: dict) -> dict:
+        changes = {"pool": "simpool"} | changes
+        if options := model_options | changes.get("model_options", {}):
+            changes["model_options"] = options
+        rate = BUDGETS[regime].get(backbone, OTHER).learning_rates.get(name, 1e-3)
+        return changes | {"learning_rate": rate}
 
     def _parts(self, name: str) -> list[tuple[Experiment, Grid]]:
         parts = [experiment for experiment in EXPERIMENTS if experiment.name == name]

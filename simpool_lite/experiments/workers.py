@@ -1,8 +1,8 @@
 """Who computes the runs of a grid: processes of this machine, or a dask cluster.
 
-A run is plain data here: the keywords of :func:`simpool_lite.experiments.run.train_and_record`. Both functions yield
-a run when it is over, with None if it ended by itself and has written its record, successful or failed, and otherwise
-with the reason why nobody could write it.
+A job is plain data here: the runs that share a pass over their data, see :func:`compute`. Both functions yield a job
+when it is over, with None if it ended by itself and has written its records, successful or failed, and otherwise with
+the reason why nobody could write them.
 """
 
 import os
@@ -120,17 +120,30 @@ def _nothing() -> None:
     """What a process computes to show that it has started."""
 
 
-def compute(run: dict) -> None:
-    """Compute one run in this process, which does nothing else, and write its record."""
+def compute(job: dict) -> None:
+    """Compute a job in this process, which does nothing else, and write its records.
+
+    Args:
+        job: ``configs`` of the runs, ``labels`` of their records (experiment, variant, profile, device), the absolute
+            ``store_folder``, ``device`` and ``compile``; ``keep_model`` for a single run, ``trunk``, the file of the
+            trunk's model, for heads.
+    """
     import torch
 
     from ..device import resolve_device
+    from .heads import record_heads
     from .machine import free_memory
     from .run import train_and_record
 
-    if resolve_device(run["device"]).type == "cpu":
+    if resolve_device(job["device"]).type == "cpu":
         torch.set_num_threads(1)  # two runs side by side beat one run with two threads
-    train_and_record(**run, progress=False)
+    configs, labels = job["configs"], job["labels"]
+    if configs[0].regime == "head":
+        record_heads(configs, labels, job["trunk"], job["store_folder"], job["device"], progress=False)
+    else:
+        label = {name: labels[0][name] for name in ("experiment", "variant", "profile")}
+        how = {name: job[name] for name in ("device", "keep_model", "compile")}
+        train_and_record(configs[0], job["store_folder"], **label, **how, progress=False)
     free_memory()
 
 

@@ -2,6 +2,7 @@
 
 from .maps import attention_grid as attention_grid
 from .runs import comparison as comparison
+from .runs import decisions as decisions
 from .runs import heat_map as heat_map
 from .runs import metric_bars as metric_bars
 from .runs import trade_off as trade_off

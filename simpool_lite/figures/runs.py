@@ -1,6 +1,6 @@
 """Figures of runs: training curves, means with their intervals, who wins where and at what cost."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from textwrap import fill
 
 import matplotlib.pyplot as plt
@@ -92,6 +92,51 @@ def comparison(table: pd.DataFrame, title: str, label: str, *, number: str = "{:
         side.tick_params(axis="y", length=0)
     axis.grid(False, axis="y")
     figure.suptitle(title)
+    figure.legend(handles=legend, loc="outside lower center", ncols=len(legend), frameon=False)
+    return figure
+
+
+def decisions(tables: Mapping[str, pd.DataFrame], title: str, label: str, *, number: str = "{:.1f}") -> Figure:
+    """Draw tables of :func:`simpool_lite.measure.decide.decide`, one panel each: differences, intervals and verdicts.
+
+    One row per variant, the baseline first: a dot with the simultaneous 95 % interval of its difference, filled where
+    it is different, grey where it is equivalent (the shaded band is ± the margin), open where that is not decided. A
+    diamond is the paper's difference. At the right of each panel stands the variant's own mean.
+
+    Args:
+        tables: the panels by their title; all have the same variants.
+        title: the figure's message.
+        label: of the x axis, such as "difference to SimPool (points)".
+        number: how to print a mean.
+    """
+    names = list(next(iter(tables.values())).index)
+    size = 2.2 + 3.4 * len(tables), 1.9 + 0.34 * len(names)
+    figure, axes = plt.subplots(1, len(tables), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    y, published = np.arange(len(names)), False
+    for axis, (panel, table) in zip(axes[0], tables.items(), strict=True):
+        table = table.loc[names]
+        colours = [colour_of(name) for name in names]
+        fillings = {"different": colours, "equivalent": ["0.75"] * len(names)}
+        filling = [fillings.get(word, ["white"] * len(names))[row] for row, word in enumerate(table["verdict"])]
+        margin = table["margin"].iloc[0]
+        axis.axvspan(-margin, margin, color="0.9", zorder=0)
+        axis.axvline(0, color="black", linewidth=1)
+        axis.hlines(y, table["low"], table["high"], colors=colours, linewidth=2.5)
+        axis.scatter(table["difference"], y, s=60, c=filling, edgecolors=colours, linewidths=2, zorder=3)
+        if "published_difference" in table and table["published_difference"].notna().any():
+            diamond = {"marker": "D", "facecolors": "none", "edgecolors": "black", "linewidths": 1.2}
+            axis.scatter(table["published_difference"], y, s=70, zorder=4, **diamond)
+            published = True
+        axis.set(yticks=y, yticklabels=names, ylim=(len(names) - 0.4, -0.6), title=panel if len(tables) > 1 else "")
+        right = axis.secondary_yaxis("right")
+        right.set_yticks(y, [_mean_text(row, number) for _, row in table.iterrows()], fontsize=10)
+        for side in (axis, right):
+            side.tick_params(axis="y", length=0)
+        axis.grid(False, axis="y")
+    legend = [_marker("o", "black", "different"), _marker("o", "0.75", f"equivalent (within ± {margin:g})")]
+    legend += [_marker("o", "white", "not decided")] + [_marker("D", "none", "the paper")] * published
+    figure.suptitle(title)
+    figure.supxlabel(label, fontsize=12)
     figure.legend(handles=legend, loc="outside lower center", ncols=len(legend), frameon=False)
     return figure
 

@@ -56,18 +56,23 @@ def evaluate_attention(
             ]
         )
     except ValueError:  # a pooling without a map
-        return dict.fromkeys(("attention_mass", "attention_ap", "attention_entropy"), math.nan)
+        return map_figures(None, data.masks)
     if is_shared(accelerator):
         maps = torch.cat(gather_object([maps]))
-    entropy = torch.special.entr(maps).sum((1, 2)).mean().item()
-    if data.masks is None:
-        return {"attention_mass": math.nan, "attention_ap": math.nan, "attention_entropy": entropy}
-    objects = object_positions(data.masks, maps.shape[1:])
-    return {
-        "attention_mass": (maps * objects).sum((1, 2)).mean().item(),
-        "attention_ap": average_precision(maps, objects),
-        "attention_entropy": entropy,
-    }
+    return map_figures(maps, data.masks)
+
+
+def map_figures(maps: Tensor | None, masks: Tensor | None) -> dict[str, float]:
+    """The figures of :func:`evaluate_attention` from maps ``(n, H, W)`` and masks ``(n, h, w)``; NaN without them."""
+    figures = dict.fromkeys(("attention_mass", "attention_ap", "attention_entropy"), math.nan)
+    if maps is None:
+        return figures
+    figures["attention_entropy"] = torch.special.entr(maps).sum((1, 2)).mean().item()
+    if masks is not None:
+        objects = object_positions(masks, maps.shape[1:])
+        figures["attention_mass"] = (maps * objects).sum((1, 2)).mean().item()
+        figures["attention_ap"] = average_precision(maps, objects)
+    return figures
 
 
 def object_positions(masks: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -83,9 +88,19 @@ def object_positions(masks: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def average_precision(maps: Tensor, objects: Tensor) -> float:
-    """Average precision of maps ``(n, H, W)`` as scores for object positions, mean over images with an object."""
-    from sklearn.metrics import average_precision_score
+    """Average precision of maps ``(n, H, W)`` as scores for object positions, mean over images with an object.
 
-    pairs = zip(objects.flatten(1).numpy(), maps.flatten(1).numpy(), strict=True)
-    scores = [average_precision_score(truth, score) for truth, score in pairs if truth.any()]
-    return sum(scores) / len(scores)
+    Of one image: the mean, over its object positions, of the precision among all positions that score at least as high.
+    That is scikit-learn's ``average_precision_score``, ties included, for all images at once.
+
+    >>> average_precision(torch.tensor([[[0.5, 0.3, 0.2]]]), torch.tensor([[[True, False, True]]]))  # (1 + 2 / 3) / 2
+    0.8333333333333333
+    """
+    total = number = 0
+    for scores, truth in zip(maps.flatten(1).split(256), objects.flatten(1).split(256), strict=True):
+        at_least = scores[:, None, :] >= scores[:, :, None]  # (n, N, N): is the last position as high as the other
+        precision = (at_least & truth[:, None, :]).sum(-1).double() / at_least.sum(-1)
+        positives = truth.sum(1)
+        of_image = (precision * truth).sum(1) / positives
+        total, number = total + of_image[positives > 0].sum().item(), number + (positives > 0).sum().item()
+    return total / number

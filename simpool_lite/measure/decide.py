@@ -62,6 +62,7 @@ def decide(
     metric: str = "top1",
     *,
     sequential: bool = True,
+    blocks: str | None = None,
     image_errors: Mapping[str, float] | None = None,
     published: Mapping[str, float] | None = None,
 ) -> pd.DataFrame:
@@ -75,6 +76,8 @@ def decide(
         metric: the column to compare.
         sequential: the number of runs followed from their results (:func:`runs_needed`). Set it to False only where it
             was fixed beforehand; the intervals are narrower then.
+        blocks: a column that is the same for all runs of a seed, such as the trunk whose features they pool. The
+            intervals are then for these blocks and take the spread within them.
         image_errors: by variant, the standard error of its difference that comes from the choice of test images: the
             column ``images`` of :func:`errors_by_source`. With it the intervals cover seeds and images; without it they
             hold for these test images only.
@@ -98,7 +101,7 @@ def decide(
     """
     if not margin > 0:
         raise ValueError(f"margin: expected a positive number, the smallest difference that would matter, got {margin}")
-    rows = _rows(runs, baseline, metric, sequential, image_errors)
+    rows = _rows(runs, baseline, metric, sequential, image_errors, blocks)
     seeds = by_seed(runs, metric)
     table = pd.DataFrame({"mean": seeds.mean(), "sd": seeds.std(), "runs": seeds.count()})
     table["failed"] = (runs.status == "failed").groupby(runs.variant).sum()
@@ -170,6 +173,7 @@ def runs_needed(
     precision: float,
     metric: str = "top1",
     image_errors: Mapping[str, float] | None = None,
+    blocks: str | None = None,
 ) -> pd.DataFrame:
     """How many runs to add so that each difference to the baseline is known to within ± precision.
 
@@ -185,6 +189,7 @@ def runs_needed(
         metric: the column to compare.
         image_errors: as in :func:`decide`. More seeds don't make these errors smaller: where they alone are wider than
             the precision, ``more`` is 0 and ``expected`` is infinite.
+        blocks: as in :func:`decide`.
 
     Returns:
         One row per variant, the baseline included: ``runs`` finished so far, ``half`` (width now; NaN without an
@@ -202,11 +207,12 @@ def runs_needed(
     """
     if not precision > 0:
         raise ValueError(f"precision: expected a positive number, half the width of an interval, got {precision}")
-    rows = _rows(runs, baseline, metric, True, image_errors)
+    rows = _rows(runs, baseline, metric, True, image_errors, blocks)
     done = by_seed(runs, metric).count()
     table = pd.DataFrame({"runs": done, "half": rows["half"].reindex(done.index), "more": 0, "expected": 0.0})
     without_result = runs.groupby("variant").size().reindex(done.index) - done
-    first = (FIRST_RUNS - done).clip(lower=0).where(without_result < FIRST_RUNS, 0)
+    number = 1 if blocks is None else runs[blocks].nunique()
+    first = (FIRST_RUNS + number - 1 - done).clip(lower=0).where(without_result < FIRST_RUNS, 0)
     if first.any():
         return table.assign(more=first, expected=first.astype(float))
     images_alone = stats.norm.isf(level_per_comparison(done.size - 1) / 2) * np.sqrt(rows["image_variance"])
@@ -214,7 +220,9 @@ def runs_needed(
     rows = rows[rows["half"].notna() & (images_alone < precision)]
     if not (rows["half"] > precision).any():
         return table
-    wanted = _plan(*(rows[name].to_numpy(float) for name in _PLANNED), precision, comparisons=done.size - 1)
+    wanted = _plan(
+        *(rows[name].to_numpy(float) for name in _PLANNED), precision, comparisons=done.size - 1, blocks=number
+    )
     wanted[0] = max([wanted[0], *wanted[1:][rows["paired"].to_numpy(bool)]])  # a pair needs its seed on both sides
     names = [baseline, *rows.index]
     expected = (wanted - done[names]).clip(lower=0)
@@ -279,7 +287,12 @@ _PLANNED = ["variance", "runs", "base_variance", "base_runs", "image_variance"]
 
 
 def _rows(
-    runs: pd.DataFrame, baseline: str, metric: str, sequential: bool, image_errors: Mapping[str, float] | None
+    runs: pd.DataFrame,
+    baseline: str,
+    metric: str,
+    sequential: bool,
+    image_errors: Mapping[str, float] | None,
+    blocks: str | None,
 ) -> pd.DataFrame:
     """Of each variant but the baseline: difference, half width, paired or not, and what the half width is made of."""
     seeds = by_seed(runs, metric)
@@ -288,6 +301,7 @@ def _rows(
     others = seeds.columns.drop(baseline)
     if image_errors is not None and (missing := others.difference(image_errors.keys()).tolist()):
         raise ValueError(f"image_errors: expected a standard error for each variant, got none for {missing}")
+    block = runs.assign(_all=0).drop_duplicates("seed").set_index("seed")[blocks or "_all"]
     reference, unseen = seeds[baseline].dropna(), ALLOWANCE if sequential else 0
     rows = {}
     for name in others:
@@ -296,15 +310,27 @@ def _rows(
         differences = both[name] - both[baseline]
         choices = []  # Welch's interval, and the paired one, which is Welch's with a baseline that has no spread
         for difference, sample, base_variance, base_runs in (
-            (own.mean() - reference.mean(), own, reference.var(), len(reference)),
+            (own.mean() - reference.mean(), own, _variance(reference, block), len(reference)),
             (differences.mean(), differences, 0.0, len(both)),
         ):
-            parts = (sample.var(), len(sample), base_variance, base_runs, images)
-            half = half_width(*parts, comparisons=len(others), unseen=unseen)
+            parts = (_variance(sample, block), len(sample), base_variance, base_runs, images)
+            half = half_width(*parts, comparisons=len(others), unseen=unseen, blocks=block.nunique())
             choices.append((difference, float(half), *parts))
-        paired = choices[1][1] < choices[0][1] and _correlated(both[name], both[baseline])
+        paired = choices[1][1] < choices[0][1] and _correlated(
+            *(_within(both[side], block) for side in (name, baseline))
+        )
         rows[name] = (*choices[paired], paired)
     return pd.DataFrame.from_dict(rows, "index", columns=["difference", "half", *_PLANNED, "paired"])
+
+
+def _variance(values: pd.Series, block: pd.Series) -> float:
+    """Of values by seed, within blocks."""
+    freedom = len(values) - block[values.index].nunique()
+    return float((_within(values, block) ** 2).sum() / freedom) if freedom > 0 else np.nan
+
+
+def _within(values: pd.Series, block: pd.Series) -> pd.Series:
+    return values - values.groupby(block[values.index]).transform("mean")
 
 
 def _correlated(first: pd.Series, second: pd.Series) -> bool:
@@ -314,43 +340,46 @@ def _correlated(first: pd.Series, second: pd.Series) -> bool:
     return bool(stats.pearsonr(first, second).confidence_interval(CONFIDENCE).low > 0)
 
 
-def half_width(variance, runs, base_variance, base_runs, image_variance=0.0, *, comparisons: int, unseen: int = 0):
+def half_width(
+    variance, runs, base_variance, base_runs, image_variance=0.0, *, comparisons: int, unseen: int = 0, blocks: int = 1
+):
     """Half of Welch's interval of a difference of means at Šidák's level; all arguments broadcast.
 
     t(nu) sqrt(v / n + v_0 / n_0 + images), with n and n_0 smaller by ``unseen`` (:data:`ALLOWANCE` or 0) and Welch's
-    degrees of freedom nu, for which the images' variance counts as known. NaN with fewer than two runs.
+    degrees of freedom nu, for which the images' variance counts as known; a variance within ``blocks`` has as many
+    fewer. NaN with fewer than two runs.
 
     >>> float(half_width(1.0, 5, 1.0, 5, comparisons=1).round(3))  # t(8) sqrt(2 / 5)
     1.458
     """
-    error, freedom = _error(variance, runs, base_variance, base_runs, image_variance, unseen)
+    error, freedom = _error(variance, runs, base_variance, base_runs, image_variance, unseen, blocks)
     return error * stats.t.isf(level_per_comparison(comparisons) / 2, freedom)
 
 
-def _error(variance, runs, base_variance, base_runs, image_variance, unseen):
+def _error(variance, runs, base_variance, base_runs, image_variance, unseen, blocks):
     """Standard error of a difference and its degrees of freedom (Welch, 1947)."""
-    n, n_0 = (np.where((m := np.asarray(count, float) - unseen) > 1, m, np.nan) for count in (runs, base_runs))
+    n, n_0 = (np.where((m := np.asarray(count, float) - unseen) > blocks, m, np.nan) for count in (runs, base_runs))
     own, base = variance / n, base_variance / n_0
     total = own + base + image_variance
     with np.errstate(divide="ignore", invalid="ignore"):
-        freedom = total**2 / (own**2 / (n - 1) + base**2 / (n_0 - 1))
+        freedom = total**2 / (own**2 / (n - blocks) + base**2 / (n_0 - blocks))
     return np.sqrt(total), np.where(total > 0, freedom, 1.0)  # without any spread the width is 0
 
 
 def _plan(
-    variance, runs, base_variance, base_runs, image_variance, precision: float, *, comparisons: int
+    variance, runs, base_variance, base_runs, image_variance, precision: float, *, comparisons: int, blocks: int = 1
 ) -> np.ndarray:
     """Runs of the baseline and of k variants that reach a precision with the fewest in total, by present spreads.
 
     Args:
         variance, runs, base_variance, base_runs, image_variance: (..., k), as in :func:`half_width`.
         precision: wanted half width.
-        comparisons: as in :func:`half_width`.
+        comparisons, blocks: as in :func:`half_width`.
 
     Returns:
         (..., 1 + k), the baseline first; infinite where the spreads are known too badly to tell.
     """
-    _, freedom = _error(variance, runs, base_variance, base_runs, image_variance, ALLOWANCE)
+    _, freedom = _error(variance, runs, base_variance, base_runs, image_variance, ALLOWANCE, blocks)
     room = (precision / stats.t.isf(level_per_comparison(comparisons) / 2, freedom)) ** 2 - image_variance
     start = np.max(base_runs, axis=-1, keepdims=True) - ALLOWANCE
     tried = np.ceil(start * np.geomspace(1, 200, 100))[..., None]  # (..., tried, 1) runs of the baseline

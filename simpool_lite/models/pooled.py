@@ -299,6 +299,18 @@ def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
+@torch.no_grad()
+def patch_features(model: nn.Module, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """What a timm model's pooling gets: tokens ``(B, N, d)`` without CLS and registers, and their grid (H, W)."""
+    with _evaluating(model):
+        x = model.forward_features(images)
+    if x.ndim == 3:
+        prefix = _num_prefix_tokens(model)
+        return x[:, prefix:], _grid(x.shape[1] - prefix, tuple(images.shape[-2:]))
+    x = x.permute(0, 3, 1, 2) if _is_nhwc(model, x) else x
+    return x.flatten(2).mT, tuple(x.shape[-2:])
+
+
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
     training = model.training

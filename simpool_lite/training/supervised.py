@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,8 @@ def train(
     learning_rate: float,
     weight_decay: float,
     seed: int,
-    after_epoch: Callable[[nn.Module], dict[str, float]],
+    measure: Callable[[nn.Module], dict[str, float]],
+    measurements: int | None = None,
     compile: bool = False,
     progress: bool = True,
     description: str = "training",
@@ -51,14 +53,16 @@ def train(
         learning_rate: the maximum of the cycle.
         weight_decay: AdamW's.
         seed: of the order of the images.
-        after_epoch: measures the model, the same on every process; its figures become part of the curve.
+        measure: measures the model, the same on every process; its figures become part of the curve.
+        measurements: how often, evenly over the training; by default after each epoch.
         compile: train with ``torch.compile``: a minute to start, then faster on a GPU.
         progress: show a bar over the epochs.
         description: what the bar says.
 
     Returns:
-        The trained model; the training curve, per epoch ``epoch step train_loss`` and the figures of ``after_epoch``;
-        images per second, of the training steps only.
+        The trained model; the training curve, per measurement ``epoch`` (a fraction within an epoch), ``step``,
+        ``train_loss`` (the mean since the last one) and the figures of ``measure``; images per second, of the training
+        steps only.
 
     Raises:
         FloatingPointError: the loss is no longer finite.
@@ -72,26 +76,31 @@ def train(
     if accelerator.num_processes > 1:  # the same start everywhere, but not the same dropout and augmentation
         set_seed(seed, device_specific=True)
     wrapped, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    schedule = OneCycleLR(optimizer, learning_rate, total_steps=epochs * len(loader))
+    steps = epochs * len(loader)
+    schedule = OneCycleLR(optimizer, learning_rate, total_steps=steps)
     model = accelerator.unwrap_model(wrapped)  # the same parameters; measured, as that needs no other process
     trained = wrapped
     if compile:
         torch.compiler.reset()  # else a process would leave its ninth model or so uncompiled, and just warn
         trained = torch.compile(wrapped)
 
-    curve, seconds = [], 0.0
+    curve, seconds, done = [], 0.0, 0
+    batches = (batch for _ in range(epochs) for batch in loader)
+    measurements = min(measurements or epochs, steps)
     hidden = not (progress and accelerator.is_main_process)
-    for epoch in tqdm(range(1, epochs + 1), description, disable=hidden):
+    for part in tqdm(range(1, measurements + 1), description, disable=hidden):
         started = time.perf_counter()
-        train_loss = _train_epoch(trained, loader, optimizer, schedule, accelerator)
-        seconds += time.perf_counter() - started
+        until = steps * part // measurements
+        train_loss = _train_steps(trained, islice(batches, until - done), optimizer, schedule, accelerator)
+        seconds, done = seconds + time.perf_counter() - started, until
+        epoch = part * epochs // measurements if part * epochs % measurements == 0 else part * epochs / measurements
         if not math.isfinite(train_loss):
             raise FloatingPointError(f"the training loss is {train_loss} in epoch {epoch}; lower the learning rate")
         for buffer in model.buffers():  # a batch norm's statistics differ from process to process
             broadcast(buffer)
-        curve.append({"epoch": epoch, "step": epoch * len(loader), "train_loss": train_loss, **after_epoch(model)})
+        curve.append({"epoch": epoch, "step": done, "train_loss": train_loss, **measure(model)})
     model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    return model, curve, epochs * len(loader) * batch_size / seconds
+    return model, curve, steps * batch_size / seconds
 
 
 @contextmanager
@@ -134,20 +143,20 @@ def _batch_size(wanted: int, images: int, processes: int) -> int:
     return batch_size
 
 
-def _train_epoch(
+def _train_steps(
     model: nn.Module,
-    loader: DataLoader,
+    batches: Iterator[tuple[torch.Tensor, torch.Tensor]],
     optimizer: torch.optim.Optimizer,
     schedule: OneCycleLR,
     accelerator: Accelerator,
 ) -> float:
     model.train()
-    total: torch.Tensor | float = 0.0
-    for images, labels in loader:
+    losses: list[torch.Tensor] = []
+    for images, labels in batches:
         loss = F.cross_entropy(model(images.contiguous(memory_format=torch.channels_last)), labels)
         accelerator.backward(loss)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        total += loss.detach()  # read once per epoch: a GPU need not wait for it every step
-    return float(accelerator.reduce(total, "mean")) / len(loader)
+        losses.append(loss.detach())  # read once per part: a GPU need not wait for it every step
+    return float(accelerator.reduce(torch.stack(losses).sum(), "mean")) / len(losses)

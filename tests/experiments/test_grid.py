@@ -413,6 +413,8 @@ def test_a_run_leaves_nothing_behind(tmp_path, monkeypatch, rate):
 
     before = parameters()
     config = RunConfig(**TINY, pool="gap", learning_rate=rate)
-    compute({"config": config, "store_folder": tmp_path, "device": "cpu"})
+    labels = {"experiment": "e", "variant": "GAP", "profile": "smoke", "device": "cpu"}
+    job = {"configs": [config], "labels": [labels], "store_folder": tmp_path, "device": "cpu"}
+    compute(job | {"keep_model": False, "compile": False})
     assert parameters() == before and not accelerate.state.is_initialized()
     assert Store(tmp_path).records().status.tolist() == ["ok" if rate < 1 else "failed"]

@@ -149,9 +149,24 @@ def test_hash_names_the_whole_configuration():
     other |= {"model_options": {"drop_rate": 0.1}}
     other |= {"dataset": "d", "target": "photo", "data_options": {}, "data_root": "r", "seed": 5, "epochs": 3}
     other |= {"batch_size": 1, "learning_rate": 1.0, "weight_decay": 1.0}
-    assert set(other) == {field.name for field in dataclasses.fields(RunConfig)}
+    younger = {"regime": "once", "measured_on": "val", "trunk": {"pool": "gap"}}
+    assert set(other | younger) == {field.name for field in dataclasses.fields(RunConfig)}
     hashes = {dataclasses.replace(config, **{name: value}).hash() for name, value in other.items()}
-    assert len(hashes | {config.hash()}) == len(other) + 1
+    once = dataclasses.replace(config, regime="once")
+    head = dataclasses.replace(config, regime="head", trunk={"pool": "gap"})
+    for changed in (once, dataclasses.replace(once, measured_on="val"), head):
+        hashes.add(changed.hash())
+    hashes.add(dataclasses.replace(head, trunk={"pool": "gap", "seed": 1}).hash())
+    assert len(hashes | {config.hash()}) == len(other) + 5
+
+
+def test_a_head_needs_a_trunk_and_a_network_has_none():
+    with pytest.raises(ValueError, match="trunk: expected the fields"):
+        RunConfig(**TINY, pool="gap", regime="head")
+    with pytest.raises(ValueError, match="trunk: expected None"):
+        RunConfig(**TINY, pool="gap", regime="once", trunk={"pool": "gap"})
+    with pytest.raises(ValueError, match=r"regime: expected .* did you mean .once."):
+        RunConfig(**TINY, pool="gap", regime="onces")
 
 
 def test_a_half_written_record_is_not_seen(tmp_path):

@@ -1,0 +1,78 @@
+"""Heads on frozen features: many at once are what each is alone, and what a plain loop makes of it."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from simpool_lite import create_pool
+from simpool_lite.training.probes import Head, measure_head, train_heads
+
+GRID = (4, 4)
+SHORT = {"epochs": 2, "batch_size": 16, "weight_decay": 0.05, "seed": 3, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def features():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(70, 16, 8, generator=generator), torch.randint(3, (70,), generator=generator)
+
+
+def heads():
+    torch.manual_seed(1)
+    return [Head("gap", 8, 3), Head("simpool", 8, 3, gamma=2.0), Head("how", 8, 3)]
+
+
+def test_heads_trained_together_are_those_trained_alone(features):
+    together = heads()
+    curves = train_heads(together, [1e-2, 3e-3, 1e-3], *features, GRID, **SHORT)
+    for number, (alone, rate) in enumerate(zip(heads(), [1e-2, 3e-3, 1e-3], strict=True)):
+        (curve,) = train_heads([alone], [rate], *features, GRID, **SHORT)
+        assert curve == pytest.approx(curves[number], rel=1e-5)
+        for one, other in zip(alone.parameters(), together[number].parameters(), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_head_is_trained_as_by_a_plain_loop(features):
+    """The loop of a textbook: AdamW, OneCycleLR, the pooling, a batch norm and a linear layer by hand."""
+    head, _, _ = heads()
+    (weight, bias), (x, y) = ([p.detach().clone() for p in head.parameters()], features)
+    parameters = [weight.requires_grad_(), bias.requires_grad_()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=8)
+    order = torch.Generator().manual_seed(3)
+    for _ in range(2):
+        for index in torch.randperm(70, generator=order)[:64].split(16):
+            z = x[index].mean(1)
+            z = (z - z.mean(0)) / (z.var(0, correction=0) + 1e-5).sqrt()
+            F.cross_entropy(z @ weight.T + bias, y[index]).backward()
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+    train_heads([head], [1e-2], *features, GRID, **SHORT)
+    torch.testing.assert_close(head.classifier.weight, weight, rtol=1e-4, atol=1e-6)
+
+
+def test_one_head_that_diverges_stops_no_other(features):
+    together = heads()[:2]
+    bad, good = train_heads(together, [float("inf"), 1e-3], *features, GRID, **SHORT)
+    assert not all(map(torch.isfinite, torch.tensor(bad))) and all(map(torch.isfinite, torch.tensor(good)))
+
+
+def test_the_largest_logit_of_several_vectors_counts(features):
+    torch.manual_seed(0)
+    head = Head("kmeans", 8, 3, k=3, reduce="concat", max_logits=True).eval()
+    vectors = create_pool("kmeans", 8, k=3, reduce="concat")
+    vectors.load_state_dict(head.pooling.state_dict())
+    z = vectors(features[0]).unflatten(1, (3, 8)) / (1 + head.norm.eps) ** 0.5
+    expected = torch.stack([head.classifier(z[:, k]) for k in range(3)]).amax(0)
+    torch.testing.assert_close(head(features[0], GRID)[0], expected)
+
+
+def test_a_measured_head_knows_which_images_it_gets_right(features):
+    head = heads()[1].eval()
+    correct, loss, maps = measure_head(head, *features, GRID, batch_size=32)
+    logits, attention = head(features[0], GRID)
+    assert torch.equal(correct, logits.argmax(1) == features[1]) and maps.shape == (70, 4, 4)
+    assert loss == pytest.approx(F.cross_entropy(logits, features[1]).item(), rel=1e-5)
+    torch.testing.assert_close(maps.flatten(1), attention.mean(1))
+    assert measure_head(heads()[0].eval(), *features, GRID)[2] is not None  # GAP's map is uniform
