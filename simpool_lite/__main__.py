@@ -148,7 +148,7 @@ def _record(options: argparse.Namespace) -> int:
     from .experiments.store import open_store, record
 
     try:
-        print(f"recorded in {record(options.experiment, open_store(options.store))}")
+        print(*(f"recorded in {file}" for file in record(options.experiment, open_store(options.store))), sep="\n")
     except (ValueError, FileNotFoundError) as error:
         return _wrong(error)
     return 0

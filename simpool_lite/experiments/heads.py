@@ -11,14 +11,12 @@ from torch import Tensor, nn
 from ..datasets import LabelledImages
 from ..device import resolve_device
 from ..measure.attention import map_figures
-from ..measure.batches import batches
-from ..models import load_model, patch_features
+from ..models import load_model
+from ..training.features import Features, features_in_batches
 from ..training.probes import Head, measure_head, train_heads
 from .config import RunConfig
 from .run import load_split
 from .store import Store, make_record
-
-Features = tuple[Tensor, Tensor, tuple[int, int]]  # (n, N, d), labels (n,), grid
 
 
 def share_a_pass(config: RunConfig) -> str:
@@ -58,12 +56,8 @@ def record_heads(
 
 def frozen_features(trunk: nn.Module, data: LabelledImages, device: torch.device) -> Features:
     """The features of all images, on the device."""
-    found, labels, grid = [], [], (0, 0)
-    for images, targets in batches(data, 256, None):
-        tokens, grid = patch_features(trunk, images.to(device))
-        found.append(tokens)
-        labels.append(targets)
-    return torch.cat(found), torch.cat(labels).to(device), grid
+    found = list(features_in_batches(trunk, data, "tokens", 256, device))
+    return Features(torch.cat([tokens for tokens, _ in found]), torch.as_tensor(data.targets).to(device), found[0][1])
 
 
 def _train_and_record(
@@ -75,15 +69,15 @@ def _train_and_record(
     data: LabelledImages,
     progress: bool,
 ) -> None:
-    started, (features, targets, grid), config = time.perf_counter(), train, configs[0]
+    started, config = time.perf_counter(), configs[0]
     try:
-        heads = [_head(config, features, len(data.classes)) for config in configs]
+        heads = [_head(config, train.tokens, len(data.classes)) for config in configs]
         curves = train_heads(
             heads,
             [config.learning_rate for config in configs],
-            features,
-            targets,
-            grid,
+            train.tokens,
+            train.labels,
+            train.grid,
             epochs=config.epochs,
             batch_size=config.batch_size,
             weight_decay=config.weight_decay,
@@ -102,7 +96,7 @@ def _train_and_record(
         if not math.isfinite(sum(curve)):
             _fail([config], store, [label], FloatingPointError(f"the training loss is {curve[-1]}; lower the rate"))
             continue
-        correct, loss, maps = measure_head(head, *test)
+        correct, loss, maps = measure_head(head, test.tokens, test.labels, test.grid)
         measured = {"top1": 100 * correct.sum().item() / len(correct), "loss": loss, "correct": correct}
         measured |= map_figures(maps, data.masks)
         measured |= {"parameters": sum(p.numel() for p in head.parameters()), "seconds": seconds}

@@ -95,11 +95,33 @@ def rate_search(setting: Setting, names: Iterable[str], regime: str) -> list[Gri
     return list(found.values())
 
 
+def at_the_edge(grid: Grid, runs: pd.DataFrame) -> Grid | None:
+    """A further round of :func:`rate_search`: half or double the rate where the best is at an end of those tried.
+
+    Args:
+        grid: of the search.
+        runs: its records so far.
+
+    Returns:
+        The grid with the further rates, or None where every best rate lies inside.
+    """
+    further = {}
+    for name, of_variant in _by_rate(runs).groupby("name", sort=False):
+        tried, best = of_variant.set_index("rate").top1, of_variant.set_index("rate").top1.idxmax()
+        if best in (tried.index.min(), tried.index.max()):
+            rate = best / 2 if best == tried.index.min() else best * 2
+            further[f"{name} {rate:g}"] = grid.variants[f"{name} {best:g}"] | {"learning_rate": rate}
+    return replace(grid, variants=grid.variants | further) if further else None
+
+
+def _by_rate(runs: pd.DataFrame) -> pd.DataFrame:
+    names = runs.variant.str.rsplit(" ", n=1, expand=True)
+    return runs.assign(name=names[0], rate=names[1].astype(float))
+
+
 def best_rates(runs: pd.DataFrame) -> dict[str, dict[str, float]]:
     """For each backbone the rate with the highest accuracy per variant, the mean over kinds of trunk."""
-    names = runs.variant.str.rsplit(" ", n=1, expand=True)
-    runs = runs.assign(name=names[0], rate=names[1].astype(float))
-    mean = runs.groupby(["backbone", "name", "rate"]).top1.mean()
+    mean = _by_rate(runs).groupby(["backbone", "name", "rate"]).top1.mean()
     best = mean.groupby(["backbone", "name"]).idxmax().dropna()
     rates: dict[str, dict[str, float]] = {}
     for (backbone, name), (*_, rate) in best.items():

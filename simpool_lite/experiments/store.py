@@ -55,6 +55,7 @@ class Store:
     def records(self) -> pd.DataFrame:
         """All records, one row per run, with the columns of :data:`COLUMNS`."""
         table = _read_tables(self.folders, "*.parquet", COLUMNS)
+        table["regime"] = table["regime"].fillna("epochs")  # records of protocol 1 are older than the column
         return table.drop_duplicates("config_hash", ignore_index=True)
 
     def curves(self) -> pd.DataFrame:
@@ -114,7 +115,7 @@ def recorded_results() -> Path:
     return repository_root() / "data" / "results"
 
 
-def record(experiment: str, store: Store) -> Path:
+def record(experiment: str, store: Store) -> list[Path]:
     """Copy an experiment's runs into the recorded results: the only thing that ever writes there.
 
     Args:
@@ -122,27 +123,31 @@ def record(experiment: str, store: Store) -> Path:
         store: where the runs are.
 
     Returns:
-        The Parquet file with the records.
+        The Parquet files with the records, one per regime: ``<experiment>-<regime>.parquet``, without the regime for
+        those of protocol 1.
 
     Raises:
         ValueError: the store has no finished run of that experiment.
     """
     records = store.records()
-    records = records[records.experiment == experiment].sort_values(["backbone", "variant", "seed"])
+    records = records[records.experiment == experiment].sort_values(["backbone", "trunk", "variant", "seed"])
     if records.empty:
         raise ValueError(f"experiment: expected one with runs in {store.folder}, got {experiment!r}")
-    curves = store.curves()
-    curves = curves[curves.config_hash.isin(records.config_hash)].sort_values(["config_hash", "epoch"])
-    target = recorded_results()
-    for name, table in ((f"curves/{experiment}.parquet", curves), (f"{experiment}.parquet", records)):
-        with write_atomically(target / name) as temporary:
-            table.to_parquet(temporary, index=False)
+    curves, target, written = store.curves(), recorded_results(), []
+    for regime, of_regime in records.groupby("regime"):
+        name = f"{experiment}.parquet" if regime == "epochs" else f"{experiment}-{regime}.parquet"
+        of_runs = curves[curves.config_hash.isin(of_regime.config_hash)].sort_values(["config_hash", "epoch"])
+        for place, table in ((target / "curves" / name, of_runs), (target / name, of_regime)):
+            if len(table):
+                with write_atomically(place) as temporary:
+                    table.to_parquet(temporary, index=False)
+        written.append(target / name)
     for folder in store.folders:
         for model in (folder / "models").glob("*.safetensors"):
             if model.stem in set(records.config_hash) and folder != target:
                 with write_atomically(target / "models" / model.name) as temporary:
                     shutil.copyfile(model, temporary)
-    return target / f"{experiment}.parquet"
+    return written
 
 
 def make_record(

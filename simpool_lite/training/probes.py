@@ -4,13 +4,23 @@ A head is a pooling, a BatchNorm without affine parameters and a linear classifi
 al., "Attention, Please! Revisiting Attentive Probing", 2025).
 """
 
+import math
+import time
+from collections.abc import Sequence
+
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm.auto import tqdm
 
+from ..checks import check_int
 from ..pooling import create_pool
+from .features import Features
+from .features import cached_features as cached_features
+
+RATES = (1e-3, 3e-3, 1e-2)
 
 
 class Head(nn.Module):
@@ -36,11 +46,97 @@ class Head(nn.Module):
         self.norm = nn.BatchNorm1d(width, affine=False)
         self.classifier = nn.Linear(width, num_classes)
 
-    def forward(self, features: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+    def forward(self, features: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor | None]:
         """Logits and the pooling's map ``(B, M, N)`` or None."""
         pooled, attention = self.pooling(features, grid=grid, return_attention=True)
         logits = self.classifier(self.norm(pooled.reshape(len(features) * self.vectors, -1)))
         return logits.reshape(len(features), self.vectors, -1).amax(1), attention
+
+
+def probe(
+    train: Features | tuple[Tensor, Tensor],
+    val: Features | tuple[Tensor, Tensor],
+    test: Features | tuple[Tensor, Tensor],
+    variants: dict[str, dict],
+    *,
+    seeds: int = 5,
+    rates: Sequence[float] = RATES,
+    epochs: int = 6,
+    batch_size: int = 128,
+    weight_decay: float = 0.05,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Train poolings on frozen features: each variant's rate chosen on ``val``, all heads in the same passes.
+
+    Args:
+        train, val, test: of :func:`cached_features`, or pairs of features ``(n, N, d)`` and labels ``(n,)``.
+        variants: name to ``pool`` and the pooling's own arguments: ``{"SimPool": {"pool": "simpool", "gamma": 2.0}}``.
+        seeds: of the initialisation, 0, 1, 2, ...; all share one order of the images.
+        rates: learning rates to choose from, by the accuracy on ``val`` of one head each, whose seed is not reported.
+        epochs: passes over the training features.
+        batch_size: features per step.
+        weight_decay: of AdamW.
+        progress: show a bar over the epochs.
+
+    Returns:
+        One row per variant and seed: ``variant seed top1 loss learning_rate parameters seconds status``; ``top1`` in
+        percent on ``test``, ``seconds`` the head's share of the training, ``status`` "ok", or "failed" where the loss
+        is not finite.
+
+    Raises:
+        ValueError: features and labels of different lengths; a pooling that needs a grid and features without; see
+            :func:`~simpool_lite.create_pool`.
+
+    >>> x, y = torch.randn(64, 16, 8), torch.arange(64) % 2
+    >>> runs = probe((x, y), (x, y), (x, y), {"GAP": {"pool": "gap"}}, seeds=2, epochs=1, progress=False)
+    >>> runs[["variant", "seed", "parameters"]].values.tolist()
+    [['GAP', 0, 18], ['GAP', 1, 18]]
+    """
+    check_int("seeds", seeds, 1)
+    train, val, test = (_features(name, part) for name, part in (("train", train), ("val", val), ("test", test)))
+    classes = 1 + int(max(part.labels.max() for part in (train, val, test)))
+    how = {"epochs": epochs, "batch_size": batch_size, "weight_decay": weight_decay, "seed": 0, "progress": progress}
+
+    def trained(wanted: list[tuple[str, int, float]]) -> tuple[list[Head], list[list[float]], float]:
+        heads, started = [], time.perf_counter()
+        for name, seed, _ in wanted:
+            torch.manual_seed(seed)
+            heads.append(
+                Head(dim=train.tokens.shape[-1], num_classes=classes, **variants[name]).to(train.tokens.device)
+            )
+        curves = train_heads(heads, [rate for *_, rate in wanted], train.tokens, train.labels, train.grid, **how)
+        return heads, curves, (time.perf_counter() - started) / len(heads)
+
+    with torch.random.fork_rng():
+        tried = [(name, seeds, rate) for name in variants for rate in rates] if len(rates) > 1 else []
+        best = dict.fromkeys(variants, (-1.0, rates[0]))
+        for (name, _, rate), head in zip(tried, trained(tried)[0] if tried else [], strict=True):
+            right = measure_head(head, val.tokens, val.labels, val.grid)[0].float().mean().item()
+            best[name] = max(best[name], (right, rate), key=lambda found: found[0])
+        wanted = [(name, seed, best[name][1]) for name in variants for seed in range(seeds)]
+        heads, curves, seconds = trained(wanted)
+    rows = []
+    for (name, seed, rate), head, curve in zip(wanted, heads, curves, strict=True):
+        correct, loss, _ = measure_head(head, test.tokens, test.labels, test.grid)
+        finite = math.isfinite(sum(curve))
+        row = {"variant": name, "seed": seed, "top1": 100 * correct.float().mean().item() if finite else math.nan}
+        row |= {"loss": loss, "learning_rate": rate, "parameters": sum(p.numel() for p in head.parameters())}
+        rows.append(row | {"seconds": seconds, "status": "ok" if finite else "failed"})
+    return pd.DataFrame(rows)
+
+
+def _features(name: str, part: Features | tuple[Tensor, Tensor]) -> Features:
+    """Plain tensors as :class:`Features`: a square grid where N is a square."""
+    if not isinstance(part, Features):
+        tokens, labels = part
+        side = math.isqrt(tokens.shape[1])
+        part = Features(tokens, labels, (side, side) if side * side == tokens.shape[1] else None)
+    if part.tokens.ndim != 3 or len(part.tokens) != len(part.labels):
+        raise ValueError(
+            f"{name}: expected features (n, N, d) and labels (n,), got {tuple(part.tokens.shape)} and "
+            f"{tuple(part.labels.shape)}"
+        )
+    return part
 
 
 def train_heads(
@@ -48,7 +144,7 @@ def train_heads(
     rates: list[float],
     features: Tensor,
     labels: Tensor,
-    grid: tuple[int, int],
+    grid: tuple[int, int] | None,
     *,
     epochs: int,
     batch_size: int,
@@ -99,9 +195,12 @@ def train_heads(
 
 @torch.no_grad()
 def measure_head(
-    head: nn.Module, features: Tensor, labels: Tensor, grid: tuple[int, int], batch_size: int = 512
+    head: nn.Module, features: Tensor, labels: Tensor, grid: tuple[int, int] | None, batch_size: int = 512
 ) -> tuple[Tensor, float, Tensor | None]:
-    """Of each image whether the head is right, bool ``(n,)``; the mean loss; the maps ``(n, H, W)``, mean over M."""
+    """Of each image whether the head is right, bool ``(n,)``; the mean loss; the maps ``(n, H, W)``, mean over M.
+
+    Without a grid the maps are ``(n, N)``.
+    """
     head.eval()
     correct, maps, loss = [], [], 0.0
     for batch, target in zip(features.split(batch_size), labels.split(batch_size), strict=True):
@@ -109,5 +208,5 @@ def measure_head(
         correct.append(logits.argmax(1) == target)
         loss += F.cross_entropy(logits, target, reduction="sum").item()
         if attention is not None:
-            maps.append(attention.mean(1).unflatten(-1, grid))
+            maps.append(attention.mean(1).unflatten(-1, grid) if grid else attention.mean(1))
     return torch.cat(correct).cpu(), loss / len(labels), torch.cat(maps).cpu() if maps else None

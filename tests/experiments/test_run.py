@@ -193,7 +193,13 @@ def test_record_copies_an_experiment(tmp_path, monkeypatch):
         train_and_record(config, store.folder, "test", device="cpu", keep_model=config.seed == 0, progress=False)
     target = tmp_path / "results"
     monkeypatch.setattr("simpool_lite.experiments.store.recorded_results", lambda: target)
-    assert record("test", store) == target / "test.parquet"
+    assert record("test", store) == [target / "test.parquet"]
+    once = dataclasses.replace(configs[0], regime="once")
+    store.add(make_record(once, {"top1": 1.0}, experiment="both", variant="v", profile="smoke", device="cpu"))
+    assert (
+        record("both", store) == [target / "both-once.parquet"] and not (target / "curves/both-once.parquet").exists()
+    )
+    (target / "both-once.parquet").unlink()
     recorded = Store(target)
     assert recorded.records().config_hash.tolist() == [config.hash() for config in configs]
     assert len(recorded.curves()) == 2 * 2

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
+from statsmodels.formula.api import ols
 from statsmodels.stats.weightstats import ttost_ind
 
 from simpool_lite.measure import decide as module
@@ -160,6 +161,27 @@ def test_intervals_are_scipys():
     assert wider["difference"] == row["difference"] and wider["high"] > row["high"]
     few = decide(make_runs({"base": base, "a": other[:3]}), "base", 1).loc["a"]  # one run is left of the three
     assert math.isnan(few["low"]) and few["verdict"] == "not decided"
+
+
+def test_blocks_are_taken_out_as_a_regression_does():
+    """Nine seeds on three trunks that differ by more than their seeds: the regression on trunks has the interval."""
+    generator, trunk = np.random.default_rng(5), np.tile(["x", "y", "z"], 3)
+    level = pd.Series({"x": 0.0, "y": 20.0, "z": -9.0})[trunk].to_numpy()
+    base = level + generator.normal(0, 1, 9)
+    other = base + 1 + 0.1 * level + generator.normal(0, 0.2, 9)
+    runs = make_runs({"base": base, "a": other}).assign(trunk=[*trunk, *trunk])
+    row = decide(runs, "base", 1, sequential=False, blocks="trunk").loc["a"]
+    fit = ols("difference ~ C(trunk, Sum)", pd.DataFrame({"difference": other - base, "trunk": trunk})).fit()
+    assert row["paired"] and (row["low"], row["high"]) == pytest.approx(tuple(fit.conf_int().loc["Intercept"]))
+    without = decide(runs, "base", 1, sequential=False).loc["a"]
+    assert without["high"] - without["low"] > 4 * (row["high"] - row["low"])
+    # What all runs of a trunk have in common is no correlation of its seeds.
+    unrelated = make_runs({"base": base, "a": level + generator.normal(0, 1, 9)}).assign(trunk=[*trunk, *trunk])
+    assert not decide(unrelated, "base", 1, blocks="trunk").at["a", "paired"]
+    assert runs_needed(runs[runs.seed < 4], "base", 1.0, blocks="trunk")["more"].tolist() == [
+        3,
+        3,
+    ]  # 5 + 2 for the blocks
 
 
 def test_dunnett_fails_where_spreads_differ_and_our_intervals_do_not():
