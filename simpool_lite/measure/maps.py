@@ -150,7 +150,8 @@ def _gradcam(model: nn.Module, images: Tensor, target: int | Tensor | None) -> T
         from pytorch_grad_cam import GradCAM
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
     except ImportError as error:
-        raise ImportError('kind: "gradcam" needs the package grad-cam; run: pip install grad-cam') from error
+        hint = "pip install 'simpool-lite[notebooks]'"
+        raise ImportError(f"kind: 'gradcam' expects the package grad-cam, which is not installed; {hint}") from error
     if isinstance(model.get_classifier(), nn.Identity):
         raise _absent("gradcam", model, "it has no classifier")
     network = _TrunkAndHead(model.float())

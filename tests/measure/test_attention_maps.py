@@ -221,7 +221,7 @@ def convnext() -> nn.Module:
     [
         (lambda: micro("convnet_micro", "max"), "pool", "MaxPool|Max, which weighs no positions"),
         (tiny_vit, "pool", r"'pool' does not exist for VisionTransformer: .* replace_pooling"),
-        (lambda: micro("vit_micro", "gap"), "cls", "'cls' does not exist for vit_micro with pool 'gap': it has no class"),
+        (lambda: micro("vit_micro", "gap"), "cls", "'cls' .* vit_micro with pool 'gap': it has no class token"),
         (convnext, "cls", "'cls' does not exist for ConvNeXt: it has no class token"),
         (convnext, "rollout", "'rollout' does not exist for ConvNeXt: its blocks do not attend"),
         (GAP_MODELS["swin"], "rollout", "SwinTransformer: its blocks do not attend from all tokens"),
