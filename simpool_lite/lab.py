@@ -31,6 +31,7 @@ from .figures import (
     comparison,
     heat_map,
     metric_bars,
+    show_attention,
     trade_off,
     training_curves,
     use_course_style,
@@ -39,6 +40,7 @@ from .files import repository_root
 from .measure.attention import average_precision, evaluate_attention, object_positions, sharpness
 from .measure.classification import evaluate
 from .measure.costs import count_costs
+from .measure.maps import attention_maps
 from .measure.stats import (
     compare,
     in_words,

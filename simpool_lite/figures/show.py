@@ -179,12 +179,11 @@ def _figure(photograph: Image.Image, crop: tuple[float, ...], maps: Tensor, thre
     bar.solids.set(alpha=1)
     bar.set_ticks([0, threshold * greatest, greatest], labels=["0", f"{threshold:.0%}", f"{greatest:.2g}"])
     bar.ax.axhline(threshold * greatest, color="cyan", linewidth=2)
-    count = "" if len(maps) == 1 else f"Mean of {len(maps)} maps, "
-    figure.supxlabel(
-        f"{count}{maps.shape[1]} × {maps.shape[2]}, not smoothed\nbox: largest region of at least {threshold:.0%} "
-        "of the maximum",
-        fontsize=9,
-    )  # fmt: skip
+    form = (
+        f"{maps.shape[1]} × {maps.shape[2]} map" if len(maps) == 1 else "mean of {} maps, {} × {}".format(*maps.shape)
+    )
+    box = f"box: largest region of at least {threshold:.0%} of the maximum"
+    figure.supxlabel(f"{form}, not smoothed\n{box}", fontsize=9)
     return figure
 
 

@@ -1,5 +1,8 @@
 """A photograph and a model's map over it: what is read from files, what the model is given, what is drawn."""
 
+import subprocess
+import sys
+
 import matplotlib as mpl
 import numpy as np
 import pytest
@@ -101,16 +104,15 @@ def test_the_same_picture_in_any_form_gives_the_same_figure(tmp_path, model):
     Image.fromarray(COLOURS).save(tmp_path / "a.png")
     floats = torch.from_numpy(COLOURS).permute(2, 0, 1) / 255
     opaque = np.dstack([COLOURS, np.full((40, 60), 255, np.uint8)])
-    forms = [
-        tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(COLOURS), COLOURS.transpose(2, 0, 1), opaque,
-        COLOURS / 255, COLOURS.astype(np.uint16) * 257, torch.from_numpy(COLOURS), floats, floats[None].requires_grad_(),
-        floats.bfloat16(),
-    ]  # fmt: skip
+    forms = [tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(COLOURS), COLOURS.transpose(2, 0, 1), opaque]
+    forms += [COLOURS / 255, COLOURS.astype(np.uint16) * 257, torch.from_numpy(COLOURS), floats, floats[None]]
+    forms += [floats.clone().requires_grad_()]
     expected = drawn(show_attention(model, COLOURS))
     np.testing.assert_allclose(expected[0], COLOURS / 255, atol=1e-6)
     for form in forms:
         for one, other in zip(drawn(show_attention(model, form)), expected, strict=True):
-            np.testing.assert_allclose(one, other, atol=5e-3)
+            np.testing.assert_allclose(one, other, atol=1e-6)
+    np.testing.assert_allclose(drawn(show_attention(model, floats.bfloat16()))[0], expected[0], atol=4e-3)
 
 
 def test_grey_pictures(model):
@@ -120,12 +122,10 @@ def test_grey_pictures(model):
     np.testing.assert_array_equal(drawn(show_attention(model, grey > 99))[0][..., 1], grey > 99)
 
 
-def given_to(model: nn.Module, image, **options) -> torch.Tensor:
+def given_to(model: nn.Module, image) -> torch.Tensor:
     seen = []
-    hook = model.stem.register_forward_pre_hook(lambda _, args: seen.append(args[0])) if hasattr(model, "stem") else (
-        model.conv1.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    )  # fmt: skip
-    show_attention(model, image, **options)
+    hook = model.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    show_attention(model, image)
     hook.remove()
     return seen[0]
 
@@ -206,7 +206,7 @@ def test_other_kinds_and_several_maps():
     model = create_model("vit_micro", pool="cls", num_classes=5)
     figure = show_attention(model, COLOURS, "cls", block=0, each_head=True)
     assert figure.axes[1].get_title() == "vit_micro, cls: cls"
-    assert "Mean of 3 maps, 6 × 6" in figure.get_supxlabel()
+    assert "mean of 3 maps, 6 × 6, not smoothed" in figure.get_supxlabel()
     plain = timm.create_model("resnet18", num_classes=5)
     assert show_attention(plain, COLOURS, "cam", target=2).axes[1].get_title() == "ResNet: cam"
 
@@ -229,6 +229,14 @@ def test_nothing_of_the_callers_changes(model, style):
         assert dict(mpl.rcParams) == before
         assert same_color(figure.get_facecolor(), before["figure.facecolor"])
     assert model.training == training and model.patch_embed.img_size == (48, 48)
+
+
+def test_it_does_not_wait_for_the_packages_of_other_figures():
+    code = (
+        "import sys; from simpool_lite.figures import show_attention; print({'seaborn', 'pandas'} & set(sys.modules))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert loaded.strip() == "set()"
 
 
 @pytest.mark.parametrize(
