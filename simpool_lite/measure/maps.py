@@ -4,6 +4,7 @@ import copy
 import math
 
 import torch
+from timm.layers import to_2tuple
 from timm.utils import AttentionExtract
 from torch import Tensor, nn
 
@@ -133,14 +134,10 @@ def _cam(model: nn.Module, images: Tensor, target: int | Tensor | None) -> Tenso
     logits, classifier = model.forward_head(output), model.get_classifier()
     features = _feature_map(model, output, images)
     if isinstance(classifier, nn.Linear) and classifier.in_features == features.shape[1]:
-        classes = _classes(logits, target)
-        maps = torch.einsum("bdhw,bd->bhw", features, classifier.weight[classes])
-        bias = 0 if classifier.bias is None else classifier.bias[classes]
-        expected = logits.gather(1, classes[:, None])[:, 0]
-        tolerance = math.sqrt(torch.finfo(logits.dtype).eps) * (1 + expected.abs())
-        # This equality is what makes it a class activation map; it fails for any other pooling or head.
-        if ((maps.mean((1, 2)) + bias - expected).abs() <= tolerance).all():
-            return maps[:, None]
+        expected, bias = classifier(features.mean((2, 3))), 0 if classifier.bias is None else classifier.bias
+        tolerance = math.sqrt(torch.finfo(logits.dtype).eps) * (expected - bias).abs().max()
+        if ((logits - expected).abs() <= tolerance).all():  # whatever the head is made of
+            return torch.einsum("bdhw,bd->bhw", features, classifier.weight[_classes(logits, target)])[:, None]
     reason = "its logits are no linear layer of the average over positions; 'gradcam' does not need them to be"
     raise _absent("cam", model, reason)
 
@@ -158,7 +155,11 @@ def _gradcam(model: nn.Module, images: Tensor, target: int | Tensor | None) -> T
     images = images.float().requires_grad_()  # so that there are gradients in a frozen model, too
     layer = network.trunk
     if _pools_class_token(model):  # the patches of the last block's output get no gradient
-        layer = model.blocks[-1].norm1
+        layer = getattr(model.blocks[-1], "norm1", None) if hasattr(model, "blocks") else None
+    if layer is None:
+        raise _absent(
+            "gradcam", model, "it pools a class token and has no blocks[-1].norm1, the last attention's input"
+        )
     with torch.no_grad():
         classes = _classes(network(images), target)
     targets = [ClassifierOutputTarget(label) for label in classes.tolist()]
@@ -194,8 +195,10 @@ def _copy(model: nn.Module, images: Tensor) -> nn.Module:
     """A copy in evaluation mode that takes the images' size."""
     model = copy.deepcopy(model).eval()
     if not _fits(model, images):
-        _grid(model, images)
-        model.set_input_size(img_size=tuple(images.shape[-2:]))
+        size, patch = tuple(images.shape[-2:]), to_2tuple(model.patch_embed.patch_size)
+        if size[0] % patch[0] or size[1] % patch[1]:
+            raise ValueError(f"images: expected multiples of the patch {patch}, got {size} pixels")
+        model.set_input_size(img_size=size)
     return model
 
 
@@ -207,12 +210,13 @@ def _fits(model: nn.Module, images: Tensor) -> bool:
 
 
 def _grid(model: nn.Module, images: Tensor) -> tuple[int, int]:
-    """How many patches of a transformer an image has, (H, W)."""
-    patch, size = model.patch_embed.patch_size, tuple(images.shape[-2:])
-    patch = (patch, patch) if isinstance(patch, int) else tuple(patch)
-    if size[0] % patch[0] or size[1] % patch[1]:
-        raise ValueError(f"images: expected multiples of the patch {patch}, got {size} pixels")
-    return size[0] // patch[0], size[1] // patch[1]
+    """The grid (H, W) of a transformer's patches for images that it takes."""
+    embed = getattr(model, "patch_embed", None)
+    if getattr(model, "dynamic_img_size", False):
+        return tuple(embed.dynamic_feat_size(tuple(images.shape[-2:])))
+    if not hasattr(embed, "grid_size"):
+        raise ValueError(f"model: expected patch_embed.grid_size, which places the tokens, got {type(model).__name__}")
+    return tuple(embed.grid_size)
 
 
 def _block_attention(kind: str, model: nn.Module, images: Tensor) -> list[Tensor]:
@@ -226,7 +230,7 @@ def _block_attention(kind: str, model: nn.Module, images: Tensor) -> list[Tensor
         if "matching" not in str(error):
             raise
         blocks = []
-    if blocks and hasattr(model, "patch_embed") and hasattr(model, "num_prefix_tokens"):
+    if blocks and hasattr(model, "num_prefix_tokens"):
         tokens = model.num_prefix_tokens + math.prod(_grid(model, images))
         if all(weights.shape[-2:] == (tokens, tokens) for weights in blocks):
             return blocks
@@ -241,8 +245,13 @@ def _to_patches(model: nn.Module, images: Tensor, weights: Tensor) -> Tensor:
 
 def _feature_map(model: nn.Module, output: Tensor, images: Tensor) -> Tensor:
     """A trunk's output as ``(B, d, H, W)``."""
+    if not isinstance(output, Tensor) or output.ndim not in (3, 4):
+        raise ValueError(f"model: expected one feature map or one set of tokens, got {type(model).__name__} without")
     if output.ndim == 3:
         height, width = _grid(model, images)
+        if output.shape[1] < height * width:
+            came = f"{output.shape[1]} from {type(model).__name__}"
+            raise ValueError(f"model: expected {height} × {width} tokens of patches, got {came}")
         return output[:, -height * width :].transpose(1, 2).unflatten(2, (height, width))
     is_nhwc = output.shape[-1] == model.num_features and output.shape[1] != model.num_features
     return output.permute(0, 3, 1, 2) if is_nhwc else output

@@ -226,6 +226,7 @@ def convnext() -> nn.Module:
         (convnext, "rollout", "'rollout' does not exist for ConvNeXt: its blocks do not attend"),
         (GAP_MODELS["swin"], "rollout", "SwinTransformer: its blocks do not attend from all tokens"),
         (lambda: tiny_vit(global_pool="map"), "rollout", "'rollout' does not exist for VisionTransformer: it pools"),
+        (lambda: tiny_vit(global_pool="avg", fc_norm=True), "cam", "its logits are no linear layer"),
         (convnext, "cam", "'cam' does not exist for ConvNeXt: its logits are no linear layer"),  # a norm in between
         (lambda: micro("convnet_micro", "simpool"), "cam", "convnet_micro with pool 'simpool': its logits are no"),
         (lambda: micro("vit_micro", "cls"), "cam", "vit_micro with pool 'cls': its logits are no linear"),
