@@ -32,6 +32,7 @@ from .figures import (
     decisions,
     heat_map,
     metric_bars,
+    show_attention,
     trade_off,
     training_curves,
     use_course_style,
@@ -41,6 +42,7 @@ from .measure.attention import average_precision, evaluate_attention, object_pos
 from .measure.classification import evaluate
 from .measure.costs import count_costs
 from .measure.decide import decide, detectable_difference, errors_by_source, in_sentences
+from .measure.maps import attention_maps
 from .measure.stats import (
     compare,
     in_words,

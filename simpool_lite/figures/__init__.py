@@ -7,6 +7,7 @@ from .runs import heat_map as heat_map
 from .runs import metric_bars as metric_bars
 from .runs import trade_off as trade_off
 from .runs import training_curves as training_curves
+from .show import show_attention as show_attention
 from .style import COLOURS as COLOURS
 from .style import colour_of as colour_of
 from .style import use_course_style as use_course_style

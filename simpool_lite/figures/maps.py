@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
@@ -74,7 +75,7 @@ def attention_grid(
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[], frame_on=False)
     for axis, (name, i) in zip(axes.flat, cells, strict=False):
-        _draw(axis, images[i], None if rows[name] is None else rows[name][i], vmax)
+        draw(axis, images[i], None if rows[name] is None else rows[name][i], vmax)
         if masks is not None and rows[name] is not None and masks[i].any():
             axis.contour(_array(masks[i]), levels=[0.5], colors="white", linewidths=1.2)
         if name in boxes and not boxes[name][i].isnan().any():
@@ -91,14 +92,30 @@ def attention_grid(
     return figure
 
 
-def _draw(axis: Axes, image: Tensor, shown: Tensor | None, vmax: float | None) -> None:
-    """The image, colours in its place, or attention over it, all in the image's pixels."""
-    place = {"extent": (-0.5, image.shape[2] - 0.5, image.shape[1] - 0.5, -0.5), "interpolation": "nearest"}
+def draw(
+    axis: Axes,
+    image: Tensor,
+    shown: Tensor | None,
+    vmax: float | None = None,
+    *,
+    place: Sequence[float] | None = None,
+    map_place: Sequence[float] | None = None,
+) -> AxesImage:
+    """The image, colours in its place, or attention over it, all in the image's pixels.
+
+    ``place`` and ``map_place``, by default ``place``, are other edges x0 y0 x1 y1, where ``image`` is a smaller copy.
+    """
+    place = (0, 0, image.shape[2], image.shape[1]) if place is None else place
     if shown is None or shown.ndim == 3:
-        axis.imshow(_array(image if shown is None else shown).transpose(1, 2, 0), **place)
-    else:
-        axis.imshow(_array(image).mean(0), cmap="gray", **place)
-        axis.imshow(_array(shown), cmap="inferno", alpha=0.75, vmin=0, vmax=vmax, **place)
+        return axis.imshow(_array(image if shown is None else shown).transpose(1, 2, 0), **_pixels(place))
+    axis.imshow(_array(image).mean(0), cmap="gray", **_pixels(place))
+    place = place if map_place is None else map_place
+    return axis.imshow(_array(shown), cmap="inferno", alpha=0.75, vmin=0, vmax=vmax, **_pixels(place))
+
+
+def _pixels(place: Sequence[float]) -> dict[str, object]:
+    x0, y0, x1, y1 = place
+    return {"extent": (x0 - 0.5, x1 - 0.5, y1 - 0.5, y0 - 0.5), "interpolation": "nearest"}
 
 
 def _array(values: Tensor) -> np.ndarray:

@@ -77,11 +77,7 @@ class ConvStem(nn.Module):
         self, img_size: int | tuple[int, int], patch_size: int, in_chans: int, embed_dim: int, **_: object
     ) -> None:
         super().__init__()
-        self.img_size = to_2tuple(img_size)
-        if patch_size != 8 or any(side < 8 or side % 8 for side in self.img_size):
-            raise ValueError(f"img_size: expected a multiple of 8 (patch_size 8), got {img_size}, {patch_size}")
-        self.patch_size, self.grid_size = (8, 8), tuple(side // 8 for side in self.img_size)
-        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        self.set_input_size(img_size, patch_size)
         self.convs = nn.Sequential(
             ConvNormAct(in_chans, embed_dim // 3, 3, stride=2),
             ConvNormAct(embed_dim // 3, 2 * embed_dim // 3, 3, stride=2),
@@ -89,6 +85,14 @@ class ConvStem(nn.Module):
             ConvNormAct(2 * embed_dim // 3, embed_dim, 3, stride=2),
             nn.Conv2d(embed_dim, embed_dim, 1),
         )
+
+    def set_input_size(self, img_size: int | tuple[int, int] | None, patch_size: int | None = None) -> None:
+        """What timm's ``VisionTransformer.set_input_size`` calls; None leaves it as it is."""
+        img_size = self.img_size if img_size is None else to_2tuple(img_size)
+        if patch_size not in (None, 8, (8, 8)) or any(side < 8 or side % 8 for side in img_size):
+            raise ValueError(f"img_size: expected a multiple of 8 (patch_size 8), got {img_size}, {patch_size}")
+        self.img_size, self.patch_size, self.grid_size = img_size, (8, 8), tuple(side // 8 for side in img_size)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-2:] != self.img_size:
