@@ -1,4 +1,4 @@
-"""Pooling methods, one file per family, in the order of the paper's Table 1."""
+"""Pooling methods, one file per family, in the order of the paper's Table 1; then heads for frozen features."""
 
 from .base import Pool, create_pool, list_pools, register_pool
 from .framework import Part, Spec, f_alpha, generic_pool
@@ -11,10 +11,13 @@ from .gating import CBAM, SE, GatherExcite
 from .transformer import CaiT, ViT
 from .simpool import SimPool
 from .ablated import AblatedSimPool
+from .probing import AIM, EP, ESimPool, SigLIP
 # isort: on
 
 __all__ = [
+    "AIM",
     "CBAM",
+    "EP",
     "GAP",
     "HOW",
     "LSE",
@@ -22,6 +25,7 @@ __all__ = [
     "SE",
     "AblatedSimPool",
     "CaiT",
+    "ESimPool",
     "GAPMax",
     "GatherExcite",
     "GeM",
@@ -29,6 +33,7 @@ __all__ = [
     "Max",
     "Part",
     "Pool",
+    "SigLIP",
     "SimPool",
     "Slot",
     "Spec",
