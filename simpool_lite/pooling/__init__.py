@@ -11,20 +11,28 @@ from .gating import CBAM, SE, GatherExcite
 from .transformer import CaiT, ViT
 from .simpool import SimPool
 from .ablated import AblatedSimPool
-from .probing import AIM, EP, ESimPool, SigLIP
+from .probing import AIM, CAE, EP, CoCa, ESimPool
+from .probing_blocks import ABMILP, CLIP, DOLG, JEPA, DinoViT, SigLIP
 # isort: on
 
 __all__ = [
+    "ABMILP",
     "AIM",
+    "CAE",
     "CBAM",
+    "CLIP",
+    "DOLG",
     "EP",
     "GAP",
     "HOW",
+    "JEPA",
     "LSE",
     "OTK",
     "SE",
     "AblatedSimPool",
     "CaiT",
+    "CoCa",
+    "DinoViT",
     "ESimPool",
     "GAPMax",
     "GatherExcite",

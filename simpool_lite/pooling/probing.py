@@ -1,4 +1,4 @@
-"""Attentive probing: heads for frozen features, in which learned queries meet the positions as they are.
+"""Attentive probing: heads for frozen features. Here are those that are one attention and nothing else.
 
 The methods and their settings are those of the code of Psomas et al., "Attention, Please! Revisiting Attentive Probing
 Through the Lens of Efficiency", ICLR 2026. None of them projects a position: ``(W_K x_i) . q = x_i . (W_K^T q)``, and
@@ -22,17 +22,6 @@ class ProbingPool(Pool):
 
     family = "probing"
     any_dtype = True
-
-
-class MLP(nn.Module):
-    """Two layers with a GELU between them, 4 d hidden units."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
 
 
 def heads_or(default: int, dim: int, num_heads: int | None) -> int:
@@ -188,6 +177,39 @@ class ESimPool(ProbingPool):
         return sums.unflatten(-1, (heads, -1)).diagonal(dim1=1, dim2=2).mT.flatten(1), attention
 
 
+class BatchNorm(nn.BatchNorm1d):
+    """A BatchNorm over batch and positions of ``(B, N, d)`` whose statistics can be had without normalising.
+
+    ``Pool.forward`` runs a pooling on copies of its tensors where those have another dtype than the computation;
+    the running statistics must not be among them, or the copies would be updated.
+    """
+
+    def statistics(self, x: Tensor, dtype: torch.dtype, *, track: bool = False) -> tuple[Tensor, Tensor]:
+        """Mean and 1 / standard deviation ``(d)``: the batch's in training mode, else the running ones."""
+        if not self.training:
+            return self.running_mean.to(dtype), (self.running_var.to(dtype) + self.eps).rsqrt()
+        count = x.shape[0] * x.shape[1]
+        if count == 1:
+            raise ValueError("x: expected more than one position in all while training, since a BatchNorm takes their "
+                             f"variance, got shape {tuple(x.shape)}; call eval() for single ones")  # fmt: skip
+        var, mean = torch.var_mean(x.to(dtype), (0, 1), correction=0)
+        if track:
+            with torch.no_grad():
+                self.num_batches_tracked.add_(1)
+                for running, new in ((self.running_mean, mean), (self.running_var, var * (count / (count - 1)))):
+                    running.lerp_(new.to(running.dtype), self.momentum)
+        return mean, (var + self.eps).rsqrt()
+
+    def normalized(self, x: Tensor, *, track: bool = False) -> Tensor:
+        mean, rstd = self.statistics(x, x.dtype, track=track)
+        x = (x - mean) * rstd
+        return x * self.weight + self.bias if self.affine else x
+
+    def without_statistics(self, tensors):
+        """Of named tensors those that are not its running statistics."""
+        return ((name, x) for name, x in tensors if x is not self.running_mean and x is not self.running_var)
+
+
 @register_pool("aim")
 class AIM(ProbingPool):
     r"""AIM's attentive probe: learned queries, keys and values of features that a BatchNorm has standardised.
@@ -251,72 +273,71 @@ class AIM(ProbingPool):
         return self.bn.without_statistics(super()._tensors())
 
 
-class BatchNorm(nn.BatchNorm1d):
-    """A BatchNorm over batch and positions of ``(B, N, d)`` whose statistics can be had without normalising.
-
-    ``Pool.forward`` runs a pooling on copies of its tensors where those have another dtype than the computation;
-    the running statistics must not be among them, or the copies would be updated.
-    """
-
-    def statistics(self, x: Tensor, dtype: torch.dtype, *, track: bool = False) -> tuple[Tensor, Tensor]:
-        """Mean and 1 / standard deviation ``(d)``: the batch's in training mode, else the running ones."""
-        if not self.training:
-            return self.running_mean.to(dtype), (self.running_var.to(dtype) + self.eps).rsqrt()
-        count = x.shape[0] * x.shape[1]
-        if count == 1:
-            raise ValueError("x: expected more than one position in all while training, since a BatchNorm takes their "
-                             f"variance, got shape {tuple(x.shape)}; call eval() for single ones")  # fmt: skip
-        var, mean = torch.var_mean(x.to(dtype), (0, 1), correction=0)
-        if track:
-            with torch.no_grad():
-                self.num_batches_tracked.add_(1)
-                for running, new in ((self.running_mean, mean), (self.running_var, var * (count / (count - 1)))):
-                    running.lerp_(new.to(running.dtype), self.momentum)
-        return mean, (var + self.eps).rsqrt()
-
-    def normalized(self, x: Tensor, *, track: bool = False) -> Tensor:
-        mean, rstd = self.statistics(x, x.dtype, track=track)
-        x = (x - mean) * rstd
-        return x * self.weight + self.bias if self.affine else x
-
-    def without_statistics(self, tensors):
-        """Of named tensors those that are not its running statistics."""
-        return ((name, x) for name, x in tensors if x is not self.running_mean and x is not self.running_var)
-
-
-class _Latent(ProbingPool):
-    """What SigLIP's and JEPA's poolings share: a learned query u, m heads, W_Q, W_K, W_V, W_O with biases, an MLP."""
-
-    def __init__(self, dim: int, num_heads: int | None, default: int) -> None:
-        super().__init__(dim)
-        self.num_heads = heads_or(default, self.dim, num_heads)
-        self.q, self.kv, self.proj = (nn.Linear(self.dim, width * self.dim) for width in (1, 2, 1))
-        self.mlp = MLP(self.dim)
-
-    def attended(self, u: Tensor, tokens: Tensor, norm: nn.LayerNorm | None) -> tuple[Tensor, Tensor]:
-        """W_O of the heads' sums ``(B, d)`` and the attention ``(B, m, N)``, for u ``(1, 1, d)``."""
-        queries = self.q(u[0]).unflatten(-1, (self.num_heads, -1)) * (self.dim // self.num_heads) ** -0.5
-        key, value = (by_heads(weight, self.num_heads) for weight in self.kv.weight.chunk(2))
-        z, attention = look(tokens, queries, key, value, norm_keys=norm, norm_values=norm)
-        key_bias, value_bias = self.kv.bias.chunk(2)  # the keys' adds the same to all logits: a gradient of zero
-        return self.proj(z.squeeze(1) + value_bias + 0 * key_bias), attention
-
-    def keys_and_values(self, norm) -> dict[str, Part]:
-        name = "X" if norm is same else r"\mathrm{LN}(X)"
-        return {
-            "phi_k": Part(f"g_m(W_K {name})", lambda X: self.kv(norm(X)).chunk(2, -1)[0]),
-            "phi_v": Part(f"g_m(W_V {name})", lambda X: self.kv(norm(X)).chunk(2, -1)[1]),
-        }
-
-
-@register_pool("siglip")
-class SigLIP(_Latent):
-    r"""SigLIP's head: a learned query u attends to the positions; an MLP follows.
+@register_pool("coca")
+class CoCa(ProbingPool):
+    r"""CoCa's contrastive pooler: one learned query with several heads, which share their keys and values.
 
     ::
 
-        y = W_O MHA(u, X)        m heads; W_Q, W_K, W_V, W_O with biases
-        z = y + MLP(y)
+        q   = W_Q LN(u)                                 m heads, c wide; LN without bias
+        a_h = softmax_i( (W_K x_i) . q_h / sqrt c )     W_K, W_V: d to c, the same for all heads
+        z   = W_O [ sum_i a_hi W_V x_i ]  for all h, concatenated; no biases
+
+    Args:
+        dim: number of channels, d.
+        num_heads: m.
+        head_dim: c.
+
+    Returns z ``(B, d)``; the map is ``(B, m, N)`` or ``(B, m, H, W)``.
+
+    Raises:
+        ValueError: ``num_heads`` or ``head_dim`` is not an int of at least 1.
+
+    Source: Yu et al., "CoCa: Contrastive Captioners are Image-Text Foundation Models", 2022, as in the code of
+    "Attention, Please!", which learns 196 queries and returns the first: the others change nothing and are not here.
+
+    >>> z, a = CoCa(384)(torch.randn(2, 196, 384), return_attention=True)
+    >>> z.shape, a.shape
+    (torch.Size([2, 384]), torch.Size([2, 8, 196]))
+    """
+
+    def __init__(self, dim: int, num_heads: int = 8, head_dim: int = 64) -> None:
+        super().__init__(dim)
+        self.num_heads, self.head_dim = check_int("num_heads", num_heads), check_int("head_dim", head_dim)
+        width = self.num_heads * self.head_dim
+        self.query = nn.Parameter(torch.randn(1, 1, self.dim))
+        self.norm = nn.LayerNorm(self.dim, bias=False)
+        self.q, self.kv = nn.Linear(self.dim, width, bias=False), nn.Linear(self.dim, 2 * self.head_dim, bias=False)
+        self.proj = nn.Linear(width, self.dim, bias=False)
+
+    def spec(self) -> Spec:
+        return Spec(
+            init=Part("U", lambda X: self.query.expand(len(X), -1, -1)),
+            phi_q=Part(r"g_m(W_Q \mathrm{LN}(U))", lambda U: self.q(self.norm(U))),
+            phi_k=Part("W_K X", lambda X: self.kv(X).chunk(2, -1)[0].repeat(1, 1, self.num_heads)),
+            similarity=dot,
+            attention=softmax(self.head_dim**-0.5),
+            phi_v=Part("W_V X", lambda X: self.kv(X).chunk(2, -1)[1].repeat(1, 1, self.num_heads)),
+            phi_u=Part("W_O g_m^{-1}(Z)", self.proj),
+            heads=self.num_heads,
+        )
+
+    def pool_tokens(self, tokens: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
+        queries = self.q(self.norm(self.query[0])).unflatten(-1, (self.num_heads, -1)) * self.head_dim**-0.5
+        key, value = (weight.expand(self.num_heads, -1, -1) for weight in self.kv.weight.chunk(2))
+        z, attention = look(tokens, queries, key, value)
+        return self.proj(z.squeeze(1)), attention
+
+
+@register_pool("cae")
+class CAE(ProbingPool):
+    r"""CAE's attentive probe: a learned query u, and a LayerNorm each for the query, the keys and the values.
+
+    ::
+
+        z = W_O MHA( LN_q(u), LN_k(X), LN_v(X) )       m heads; W_Q, W_K, W_V without, W_O with bias
+
+    u starts at zero, and with it the logits: attention is uniform until LN_q's bias has moved.
 
     Args:
         dim: number of channels, d.
@@ -327,33 +348,37 @@ class SigLIP(_Latent):
     Raises:
         ValueError: ``num_heads`` does not divide ``dim``.
 
-    Source: Zhai et al., "Scaling Vision Transformers", 2022 (multi-head attention pooling), and Zhai et al., "Sigmoid
-    Loss for Language Image Pre-Training", 2023; as in the code of "Attention, Please!" there is no LayerNorm before the
-    MLP. State-dict keys are those of timm's AttentionPoolLatent.
+    Source: Chen et al., "Context Autoencoder for Self-Supervised Representation Learning", 2024, as in the code of
+    "Attention, Please!": no residual and no MLP.
 
-    >>> z, a = SigLIP(384)(torch.randn(2, 196, 384), return_attention=True)
+    >>> z, a = CAE(384)(torch.randn(2, 196, 384), return_attention=True)
     >>> z.shape, a.shape
     (torch.Size([2, 384]), torch.Size([2, 8, 196]))
     """
 
     def __init__(self, dim: int, num_heads: int | None = None) -> None:
-        super().__init__(dim, num_heads, default=8)
-        self.latent = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, self.dim), std=self.dim**-0.5))
+        super().__init__(dim)
+        self.num_heads = heads_or(8, self.dim, num_heads)
+        self.query_token = nn.Parameter(torch.zeros(1, 1, self.dim))
+        self.norm1_q, self.norm1_k, self.norm1_v = (nn.LayerNorm(self.dim) for _ in "qkv")
+        self.q, self.k, self.v = (nn.Linear(self.dim, self.dim, bias=False) for _ in "qkv")
+        self.proj = nn.Linear(self.dim, self.dim)
 
     def spec(self) -> Spec:
         return Spec(
-            init=Part("U", lambda X: self.latent.expand(len(X), -1, -1)),
-            phi_q=Part("g_m(W_Q U)", self.q),
+            init=Part("U", lambda X: self.query_token.expand(len(X), -1, -1)),
+            phi_q=Part(r"g_m(W_Q \mathrm{LN}_q(U))", lambda U: self.q(self.norm1_q(U))),
+            phi_k=Part(r"g_m(W_K \mathrm{LN}_k(X))", lambda X: self.k(self.norm1_k(X))),
             similarity=dot,
             attention=softmax((self.dim // self.num_heads) ** -0.5),
-            **self.keys_and_values(same),
-            phi_u=Part(r"\mathrm{MLP}(W_O g_m^{-1}(Z))", lambda Z: self._after(self.proj(Z))),
+            phi_v=Part(r"g_m(W_V \mathrm{LN}_v(X))", lambda X: self.v(self.norm1_v(X))),
+            phi_u=Part("W_O g_m^{-1}(Z)", self.proj),
             heads=self.num_heads,
         )
 
     def pool_tokens(self, tokens: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
-        y, attention = self.attended(self.latent, tokens, None)
-        return self._after(y), attention
-
-    def _after(self, y: Tensor) -> Tensor:
-        return y + self.mlp(y)
+        query = self.q(self.norm1_q(self.query_token[0])).unflatten(-1, (self.num_heads, -1))
+        key, value = by_heads(self.k.weight, self.num_heads), by_heads(self.v.weight, self.num_heads)
+        scale, norms = (self.dim // self.num_heads) ** -0.5, {"norm_keys": self.norm1_k, "norm_values": self.norm1_v}
+        z, attention = look(tokens, query * scale, key, value, **norms)
+        return self.proj(z.squeeze(1)), attention

@@ -31,7 +31,12 @@ ARGUMENTS = {
     "ep": [{"num_queries": 2, "d_out": 2}],
     "esimpool": [{"num_heads": 1}],
     "aim": [{"num_heads": 2, "num_queries": 3}],
+    "coca": [{"num_heads": 2, "head_dim": 3}],
+    "cae": [{"num_heads": 2}],
     "siglip": [{"num_heads": 2}],
+    "jepa": [{"num_heads": 2}],
+    "clip": [{"num_heads": 2, "feat_size": (3, 4)}],
+    "dinovit": [{"num_heads": 2}],
 }
 NAMES = list_pools() + list_pools(family="probing")
 CASES = [
@@ -111,7 +116,7 @@ def test_layout_order_and_batch(name, kwargs, batch, height, width, dtype, seed)
             torch.testing.assert_close(a_permuted, a[..., order], **close)
 
 
-def test_only_convolutions_see_the_order():
+def test_only_convolutions_and_position_embeddings_see_the_order():
     """The exceptions to the permutation property above are these, and they are real."""
     x = torch.randn(1, DIM, 5, 5, dtype=torch.float64)
     seeing = set()
@@ -120,7 +125,7 @@ def test_only_convolutions_see_the_order():
         same = torch.allclose(pool(x.flip(2, 3).transpose(2, 3).roll(1, 2)), pool(x))
         assert same != pool.needs_grid
         seeing |= {name} if pool.needs_grid else set()
-    assert seeing == {"how", "cbam", "ge"}
+    assert seeing == {"how", "cbam", "ge", "clip"}
 
 
 @pytest.mark.parametrize(("name", "kwargs"), CASES)
@@ -189,7 +194,7 @@ def test_all_poolings_compile_in_one_process():
             torch.testing.assert_close(compiled(pool)(x, (3, 4), return_attention=True), expected)
 
 
-@pytest.mark.parametrize("name", ("gem", "slot", "ge", "cait", "simpool", "aim"))
+@pytest.mark.parametrize("name", ("gem", "slot", "ge", "cait", "simpool", "aim", "clip", "dolg"))
 def test_half_precision_parameters_compile_and_export(name):
     torch._dynamo.reset()
     pool, x = pool_of(name, {}).bfloat16(), torch.randn(2, DIM, 3, 4).bfloat16()
@@ -275,7 +280,7 @@ def test_grid_must_fit(name):
         pool(torch.ones(1, DIM, 2, 3), grid=(3, 2))
 
 
-@pytest.mark.parametrize(("name", "kwargs"), [("how", {}), ("cbam", {}), ("ge", {"parametric": True})])
+@pytest.mark.parametrize(("name", "kwargs"), [("how", {}), ("cbam", {}), ("ge", {"parametric": True}), ("clip", {})])
 def test_a_missing_grid_is_named(name, kwargs):
     with pytest.raises(ValueError, match=r"grid: expected \(H, W\) of the 6 tokens, .* got None"):
         create_pool(name, DIM, **kwargs)(torch.ones(1, 6, DIM))
@@ -309,6 +314,13 @@ def test_a_missing_grid_is_named(name, kwargs):
         ("aim", {"num_heads": 16}, "num_heads"),
         ("aim", {"num_queries": 0}, "num_queries"),
         ("siglip", {"num_heads": 3}, "num_heads"),
+        ("coca", {"head_dim": 0}, "head_dim"),
+        ("cae", {"num_heads": 3}, "num_heads"),
+        ("jepa", {"num_heads": 16}, "num_heads"),
+        ("clip", {"num_heads": 3}, "num_heads"),
+        ("clip", {"feat_size": 0}, "feat_size"),
+        ("clip", {"feat_size": (3, 4, 5)}, "feat_size"),
+        ("dinovit", {"num_heads": 3}, "num_heads"),
     ],
 )
 def test_bad_arguments_are_named(name, kwargs, named):
