@@ -181,7 +181,7 @@ def list_pools(family: Family = "landscape") -> list[str]:
 
     Args:
         family: "landscape", the methods that the paper compares, in the order of its Table 1, or "probing", the
-            attentive heads for frozen features of Psomas et al., "Attention, Please!", 2025.
+            attentive heads for frozen features of Psomas et al., "Attention, Please!", 2026, in alphabetical order.
 
     Raises:
         ValueError: there is no such family.
@@ -191,7 +191,8 @@ def list_pools(family: Family = "landscape") -> list[str]:
     (True, False, True)
     """
     check_choice("family", family, get_args(Family))
-    return [name for name, pool in _POOLS.items() if name not in _UNLISTED and pool.family == family]
+    names = [name for name, pool in _POOLS.items() if name not in _UNLISTED and pool.family == family]
+    return sorted(names) if family == "probing" else names
 
 
 def create_pool(name: str, dim: int, **kwargs) -> Pool:
