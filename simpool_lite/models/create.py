@@ -31,7 +31,7 @@ def create_model(
 
     Args:
         backbone: ``convnet_micro``, ``vit_micro`` (both for 48 x 48 photo-digits), or any timm model.
-        pool: one of :func:`~simpool_lite.list_pools`, or "cls": a transformer's own class token.
+        pool: one of :func:`~simpool_lite.list_pools`, of any family, or "cls": a transformer's own class token.
         num_classes: size of the logits; 0 gives the pooled features.
         pool_kwargs: arguments of the pooling.
         pretrained: load timm's weights of that name (downloads them).

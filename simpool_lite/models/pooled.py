@@ -141,7 +141,7 @@ def replace_pooling(
 
     Args:
         model: a timm classification model, ConvNet or transformer; NCHW, NHWC or token features.
-        pool: one of :func:`~simpool_lite.list_pools`.
+        pool: one of :func:`~simpool_lite.list_pools`, of any family.
         norm_first: a transformer's final norm comes before the pooling (the published supervised order);
             False applies it to the pooled vector (the published DINO order). Where a pooling is replaced a second
             time the order stays as it was.

@@ -15,6 +15,8 @@ from torch import Tensor
 
 # How much of the positions a CPU centres at a time, in bytes of float32: what its cache holds.
 CHUNK_BYTES = 6 * 2**20
+# Up to how many queries per image products are fused when compiled: unfused, they would be as many times X.
+FUSED_QUERIES = 4
 
 
 def attend(
@@ -153,17 +155,23 @@ class _Fusible(torch.autograd.Function):
 
 
 def _dots(queries: Tensor, x: Tensor) -> Tensor:
-    """``queries @ x.mT``, which the compiler fuses with what x is computed from."""
+    """``queries @ x.mT``; for few queries so that the compiler fuses it with what x is computed from."""
+    if queries.shape[1] > FUSED_QUERIES:
+        return queries @ x.mT
     return (queries.unsqueeze(2) * x.unsqueeze(1)).sum(-1)
 
 
 def _sums(weights: Tensor, x: Tensor) -> Tensor:
     """``weights @ x``, likewise."""
+    if weights.shape[1] > FUSED_QUERIES:
+        return weights @ x
     return (weights.unsqueeze(3) * x.unsqueeze(1)).sum(2)
 
 
 def _rows(weights: Tensor, rows: Tensor) -> Tensor:
     """``weights.mT @ rows``, likewise."""
+    if weights.shape[1] > FUSED_QUERIES:
+        return weights.mT @ rows
     return (weights.unsqueeze(3) * rows.unsqueeze(2)).sum(1)
 
 

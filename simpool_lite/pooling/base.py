@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from .framework import Spec, generic_pool
 
 _POOLS: dict[str, type["Pool"]] = {}
 _UNLISTED: set[str] = set()  # variants of a method, which are not methods of their own
+
+Family = Literal["landscape", "probing"]
 
 
 class Pool(nn.Module):
@@ -26,12 +29,14 @@ class Pool(nn.Module):
         dim: number of channels, d.
 
     Attributes:
+        family: "landscape", the methods that the paper compares, or "probing", heads for frozen features.
         group: the method's group in the paper's Table 1, 1 to 5; None for what is not there.
         dim: number of channels that come in.
         out_dim: number of channels that go out.
-        needs_grid: whether tokens need their ``grid``, as the method looks at neighbours.
+        needs_grid: whether tokens need their ``grid``, as the method sees where each position is.
     """
 
+    family: Family = "landscape"
     group: int | None = None
     needs_grid = False
     any_dtype = False  # pool_tokens takes tokens as they come and does without a copy of them in float32
@@ -63,7 +68,7 @@ class Pool(nn.Module):
 
         Args:
             x: tokens ``(B, N, d)`` or maps ``(B, d, H, W)``, floating point.
-            grid: ``(H, W)`` of token input, for methods that look at neighbours.
+            grid: ``(H, W)`` of token input, for methods that see where a position is.
             return_attention: also return the map.
 
         Returns:
@@ -123,7 +128,7 @@ class Pool(nn.Module):
             raise ValueError(f"x: expected at least one position, got shape {tuple(x.shape)}")
         if grid is None and self.needs_grid:
             raise ValueError(
-                f"grid: expected (H, W) of the {x.shape[1]} tokens, as {type(self).__name__} looks at neighbours, "
+                f"grid: expected (H, W) of the {x.shape[1]} tokens, as {type(self).__name__} sees where they are, "
                 "got None"
             )
         return x, grid
@@ -171,21 +176,30 @@ def register_pool(name: str, *, listed: bool = True) -> Callable[[type[Pool]], t
     return register
 
 
-def list_pools() -> list[str]:
-    """Names of all poolings, in the order of the paper's Table 1.
+def list_pools(family: Family = "landscape") -> list[str]:
+    """Names of the poolings of one family; :func:`create_pool` makes those of any.
+
+    Args:
+        family: "landscape", the methods that the paper compares, in the order of its Table 1, or "probing", the
+            attentive heads for frozen features of Psomas et al., "Attention, Please!", 2026, in alphabetical order.
+
+    Raises:
+        ValueError: there is no such family.
 
     >>> from simpool_lite import list_pools
-    >>> "simpool" in list_pools()
-    True
+    >>> "simpool" in list_pools(), "ep" in list_pools(), "ep" in list_pools(family="probing")
+    (True, False, True)
     """
-    return [name for name in _POOLS if name not in _UNLISTED]
+    check_choice("family", family, get_args(Family))
+    names = [name for name, pool in _POOLS.items() if name not in _UNLISTED and pool.family == family]
+    return sorted(names) if family == "probing" else names
 
 
 def create_pool(name: str, dim: int, **kwargs) -> Pool:
     """Make a pooling by its name.
 
     Args:
-        name: one of :func:`list_pools`.
+        name: one of :func:`list_pools`, of any family.
         dim: number of channels, d.
         **kwargs: the method's own arguments, see its class.
 
@@ -198,7 +212,7 @@ def create_pool(name: str, dim: int, **kwargs) -> Pool:
     torch.Size([2, 8])
     """
     if name not in _POOLS:
-        check_choice("name", name, list_pools())
+        check_choice("name", name, [listed for listed in _POOLS if listed not in _UNLISTED])
     accepted = _arguments(name)
     for key in kwargs:
         if key not in accepted:

@@ -47,7 +47,7 @@ def generic_pool(
     Args:
         x: tokens ``(B, N, d)`` or maps ``(B, d, H, W)``.
         spec: the parts.
-        grid: ``(H, W)`` of token input, for parts that look at neighbours.
+        grid: ``(H, W)`` of token input, for parts that see where a position is.
         return_attention: also return A.
 
     Returns:
@@ -72,7 +72,7 @@ def generic_pool(
     U = spec.init(X)
     for t in range(spec.T):
         Q = spec.phi_q(U, t=t)
-        K = spec.phi_k(X, U=U, t=t)
+        K = spec.phi_k(X, U=U, grid=grid, t=t)
         S = spec.similarity(split_heads(K, spec.heads), split_heads(Q, spec.heads))
         A = spec.attention(S, X=X, grid=grid, t=t)
         V = split_heads(spec.phi_v(X, U=U, Q=Q, grid=grid, t=t), spec.heads)
@@ -317,7 +317,7 @@ class Spec:
         T: number of iterations.
         init: U^0 ``(B, k, d)`` of (X).
         phi_q: Q ``(B, k, d)`` of (U; t).
-        phi_k: K ``(B, p, d)`` of (X; U, t). A class token that attends to itself too gives p + 1 rows, its
+        phi_k: K ``(B, p, d)`` of (X; U, grid, t). A class token that attends to itself too gives p + 1 rows, its
             own first, here and in ``phi_v``.
         similarity: S ``(B, m, k, p)`` of (K, Q), which are ``(B, m, p, d')`` and ``(B, m, k, d')``.
         attention: A ``(B, m, k, p)``, h in the equations, of (S; X, grid, t).

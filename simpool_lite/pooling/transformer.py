@@ -23,11 +23,13 @@ class Block(nn.Module):
     new rows and their attention ``(B, m, n, N)``.
     """
 
-    def __init__(self, dim: int, num_heads: int, layer_scale: float | None = None) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, layer_scale: float | None = None, qkv_bias: bool = True, eps: float = EPS
+    ) -> None:
         super().__init__()
         self.num_heads, self.scale = num_heads, (dim // num_heads) ** -0.5
-        self.norm1, self.norm2 = nn.LayerNorm(dim, eps=EPS), nn.LayerNorm(dim, eps=EPS)
-        self.q, self.k, self.v, self.proj = (nn.Linear(dim, dim) for _ in range(4))
+        self.norm1, self.norm2 = nn.LayerNorm(dim, eps=eps), nn.LayerNorm(dim, eps=eps)
+        self.q, self.k, self.v, self.proj = (nn.Linear(dim, dim, bias=bias) for bias in (*[qkv_bias] * 3, True))
         self.fc1, self.fc2 = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
         self.gamma_1 = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale))
         self.gamma_2 = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale))
@@ -49,14 +51,17 @@ class Block(nn.Module):
         own = self.norm1(token)  # (B, 1, d), key and value of the row itself
         query = self.q(own).unflatten(-1, (self.num_heads, -1)) * self.scale  # (B, 1, m, d/m)
         on_keys_side = torch.einsum("bnmc,mcd->bmd", query, self._of_heads(self.k))  # W_K^T q
-        sums, attention, lse = attend(positions, on_keys_side * scale, norm_keys=True, norm_values=True, eps=EPS)
+        sums, attention, lse = attend(
+            positions, on_keys_side * scale, norm_keys=True, norm_values=True, eps=self.norm1.eps
+        )
         # Softmax over all is that over the positions and that of one logit against them together. What all keys have
         # in common, b_K, does not show.
         ahead = lse + on_keys_side @ shift - (on_keys_side * own).sum(-1)
         share = ahead.sigmoid().unsqueeze(-1)  # (B, m, 1), what the positions get
         values = share * (sums * scale + shift) + (1 - share) * own
         attended = torch.einsum("bmd,mcd->bmc", values, self._of_heads(self.v)).flatten(1)
-        attended = attended + self.v.bias + 0 * self.k.bias  # a gradient of 0
+        if self.v.bias is not None:
+            attended = attended + self.v.bias + 0 * self.k.bias  # a gradient of 0
         return self.update(attended.unsqueeze(1), token), attention
 
     def _of_heads(self, layer: nn.Linear) -> Tensor:

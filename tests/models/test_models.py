@@ -143,10 +143,10 @@ def test_replacing_twice_and_deep_copies():
     torch.testing.assert_close(model.attention(images), torch.full((1, 1, 2, 2), 0.25))
 
 
-@pytest.mark.parametrize("pool", list_pools())
+@pytest.mark.parametrize("pool", list_pools() + list_pools(family="probing"))
 @pytest.mark.parametrize("backbone", ["convnet_micro", "vit_micro"])
 def test_every_pooling_in_both_kinds_of_model(backbone, pool):
-    """Methods with a convolution get their grid from a transformer's tokens, too."""
+    """Methods that see where a position is get the grid of a transformer's tokens, too."""
     model, images = create_model(backbone, pool, 10), torch.randn(2, 3, 48, 48)
     model(images).square().sum().backward()
     side = 12 if backbone == "convnet_micro" else 6

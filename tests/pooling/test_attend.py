@@ -43,7 +43,7 @@ def test_values_and_derivatives(two_images_a_part, norms, queries):
     assert gradgradcheck(lambda *x: attend(*x, **norms), inputs)
 
 
-@pytest.mark.parametrize("queries", (1, 3))
+@pytest.mark.parametrize("queries", (1, 3, 6))
 @pytest.mark.parametrize("norms", NORMS, ids=str)
 def test_what_is_compiled_is_the_same(norms, queries):
     """The steps that the compiler is given, without the compiler's own."""

@@ -28,10 +28,14 @@ ARGUMENTS = {
     "vit": [{"depth": 2, "num_heads": 1}],
     "cait": [{"depth": 2, "num_heads": 2}],
     "simpool": [{"gamma": 2.0, "num_heads": 2, "qkv_bias": True}, {"gamma": 1.25, "shift": "channel"}],
+    "ep": [{"num_queries": 2, "d_out": 2}],
+    "aim": [{"num_heads": 2, "num_queries": 3}],
+    "clip": [{"num_heads": 2, "feat_size": (3, 4)}],
 }
+NAMES = list_pools() + list_pools(family="probing")
 CASES = [
     pytest.param(name, kwargs, id=f"{name}-{i}")
-    for name in list_pools()
+    for name in NAMES
     for i, kwargs in enumerate([{}, *ARGUMENTS.get(name, [])])
 ]
 DIM = 8
@@ -47,12 +51,19 @@ def one_thread():
 
 
 def pool_of(name: str, kwargs: dict, dim: int = DIM) -> Pool:
-    """A pool in float64 with no parameter left at a special value (a LayerNorm's 1, a bias of 0, ...)."""
+    """A pool in float64 with no parameter left at a special value (a LayerNorm's 1, a bias of 0, ...).
+
+    In evaluation mode, with running statistics of no special value either; in training mode a BatchNorm's are the
+    batch's.
+    """
     torch.manual_seed(0)
-    pool = create_pool(name, dim, **kwargs).double()
+    pool = create_pool(name, dim, **kwargs).double().eval()
     with torch.no_grad():
         for parameter in pool.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
+        for key, buffer in pool.named_buffers():
+            if "running" in key:
+                buffer.add_(torch.rand_like(buffer))
     return pool
 
 
@@ -60,7 +71,7 @@ def test_every_listed_pool_has_the_papers_group():
     """The list is in the table's order; an argument that is tested belongs to a pool that is listed."""
     groups = [create_pool(name, DIM).group for name in list_pools()]
     assert groups == sorted(groups) and set(groups) == {1, 2, 3, 4, 5}
-    assert set(ARGUMENTS) <= set(list_pools())
+    assert set(ARGUMENTS) <= set(NAMES)
 
 
 @pytest.mark.parametrize(("name", "kwargs"), CASES)
@@ -79,7 +90,7 @@ def test_layout_order_and_batch(name, kwargs, batch, height, width, dtype, seed)
     tokens = torch.randn(batch, height * width, DIM, dtype=torch.float64, generator=generator).to(dtype)
     order = torch.randperm(height * width, generator=generator)
     close = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-9, "atol": 1e-9}
-    # Only what looks at neighbours may be told the grid, so that others show that they do without.
+    # Only what sees where a position is may be told the grid, so that others show that they do without.
     grid = (height, width) if pool.needs_grid else None
     z, a = pool(tokens, grid, return_attention=True)
     assert z.shape == (batch, pool.out_dim) and z.dtype == dtype and z.isfinite().all()
@@ -99,7 +110,7 @@ def test_layout_order_and_batch(name, kwargs, batch, height, width, dtype, seed)
             torch.testing.assert_close(a_permuted, a[..., order], **close)
 
 
-def test_only_convolutions_see_the_order():
+def test_only_convolutions_and_position_embeddings_see_the_order():
     """The exceptions to the permutation property above are these, and they are real."""
     x = torch.randn(1, DIM, 5, 5, dtype=torch.float64)
     seeing = set()
@@ -108,7 +119,7 @@ def test_only_convolutions_see_the_order():
         same = torch.allclose(pool(x.flip(2, 3).transpose(2, 3).roll(1, 2)), pool(x))
         assert same != pool.needs_grid
         seeing |= {name} if pool.needs_grid else set()
-    assert seeing == {"how", "cbam", "ge"}
+    assert seeing == {"how", "cbam", "ge", "clip"}
 
 
 @pytest.mark.parametrize(("name", "kwargs"), CASES)
@@ -138,7 +149,7 @@ def test_autocast_and_memory_layouts(name, kwargs):
         assert pool(x.bfloat16()).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("name", list_pools())
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("value", (0.0, 3.0))
 def test_constant_images_give_finite_maps_and_gradients(name, value):
     pool = pool_of(name, {})
@@ -169,7 +180,7 @@ def compiled(pool: Pool) -> torch.nn.Module:
 def test_all_poolings_compile_in_one_process():
     """torch.compile limits the recompilations of a code object: one shared by all poolings would fail."""
     torch._dynamo.reset()
-    for name in list_pools():
+    for name in NAMES:
         pool = pool_of(name, {}, dim=16).float()
         for x in (torch.randn(2, 12, 16), torch.randn(2, 16, 3, 4)):
             expected = pool(x, (3, 4), return_attention=True)
@@ -177,7 +188,7 @@ def test_all_poolings_compile_in_one_process():
             torch.testing.assert_close(compiled(pool)(x, (3, 4), return_attention=True), expected)
 
 
-@pytest.mark.parametrize("name", ("gem", "slot", "ge", "cait", "simpool"))
+@pytest.mark.parametrize("name", ("gem", "slot", "ge", "cait", "simpool", "aim", "clip"))
 def test_half_precision_parameters_compile_and_export(name):
     torch._dynamo.reset()
     pool, x = pool_of(name, {}).bfloat16(), torch.randn(2, DIM, 3, 4).bfloat16()
@@ -185,7 +196,7 @@ def test_half_precision_parameters_compile_and_export(name):
     torch.testing.assert_close(torch.export.export(pool, (x,)).module()(x), pool(x))
 
 
-@pytest.mark.parametrize("name", [name for name in list_pools() if list(create_pool(name, DIM).parameters())])
+@pytest.mark.parametrize("name", [name for name in NAMES if list(create_pool(name, DIM).parameters())])
 def test_half_precision_parameters_get_their_gradients(name):
     """Through the cast, to the module's own parameters, also of a copy that was pickled."""
     pool, x = pool_of(name, {}).bfloat16(), torch.randn(2, DIM, 3, 4).bfloat16()
@@ -234,10 +245,10 @@ def test_outputs_are_functions_of_input_and_state(name, kwargs):
 
 def create_pool_seeded(name: str, kwargs: dict, seed: int) -> Pool:
     torch.manual_seed(seed)
-    return create_pool(name, DIM, **kwargs).double()
+    return create_pool(name, DIM, **kwargs).double().eval()
 
 
-@pytest.mark.parametrize("name", list_pools())
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     ("x", "error", "message"),
     [
@@ -254,7 +265,7 @@ def test_bad_input_is_named(name, x, error, message):
         create_pool(name, DIM)(x)
 
 
-@pytest.mark.parametrize("name", list_pools())
+@pytest.mark.parametrize("name", NAMES)
 def test_grid_must_fit(name):
     pool = create_pool(name, DIM)
     with pytest.raises(ValueError, match=r"grid: expected H \* W = 6"):
@@ -263,7 +274,7 @@ def test_grid_must_fit(name):
         pool(torch.ones(1, DIM, 2, 3), grid=(3, 2))
 
 
-@pytest.mark.parametrize(("name", "kwargs"), [("how", {}), ("cbam", {}), ("ge", {"parametric": True})])
+@pytest.mark.parametrize(("name", "kwargs"), [("how", {}), ("cbam", {}), ("ge", {"parametric": True}), ("clip", {})])
 def test_a_missing_grid_is_named(name, kwargs):
     with pytest.raises(ValueError, match=r"grid: expected \(H, W\) of the 6 tokens, .* got None"):
         create_pool(name, DIM, **kwargs)(torch.ones(1, 6, DIM))
@@ -290,6 +301,20 @@ def test_a_missing_grid_is_named(name, kwargs):
         ("cait", {"depth": 0}, "depth"),
         ("cait", {"layer_scale": 0.0}, "layer_scale"),
         ("how", {"power": 3}, "power"),
+        ("ep", {"num_queries": 3}, "num_queries"),
+        ("ep", {"num_queries": 8, "d_out": 2}, "num_queries"),
+        ("ep", {"d_out": 3}, "d_out"),
+        ("esimpool", {"num_heads": 3}, "num_heads"),
+        ("aim", {"num_heads": 16}, "num_heads"),
+        ("aim", {"num_queries": 0}, "num_queries"),
+        ("siglip", {"num_heads": 3}, "num_heads"),
+        ("coca", {"head_dim": 0}, "head_dim"),
+        ("cae", {"num_heads": 3}, "num_heads"),
+        ("jepa", {"num_heads": 16}, "num_heads"),
+        ("clip", {"num_heads": 3}, "num_heads"),
+        ("clip", {"feat_size": 0}, "feat_size"),
+        ("clip", {"feat_size": (3, 4, 5)}, "feat_size"),
+        ("dinovit", {"num_heads": 3}, "num_heads"),
     ],
 )
 def test_bad_arguments_are_named(name, kwargs, named):
