@@ -23,8 +23,8 @@ from .experiments.grid import Grid, run, summary
 from .experiments.paper import paper_table, published
 from .experiments.run import load_split, train_and_measure, train_and_record
 from .experiments.search import learning_rate_search
-from .experiments.store import COLUMNS, Store, open_store, recorded_results
-from .experiments.suite import Setting
+from .experiments.store import COLUMNS, Store, open_store, recorded_results, unpack
+from .experiments.suite import Setting, run_heads
 from .figures import (
     COLOURS,
     attention_grid,
@@ -41,7 +41,7 @@ from .files import repository_root
 from .measure.attention import average_precision, evaluate_attention, object_positions, sharpness
 from .measure.classification import evaluate
 from .measure.costs import count_costs
-from .measure.decide import decide, detectable_difference, errors_by_source, in_sentences
+from .measure.decide import decide, detectable_difference, errors_by_source, in_sentences, runs_needed
 from .measure.maps import attention_maps
 from .measure.stats import (
     compare,

@@ -13,7 +13,8 @@ import pandas as pd
 from ..checks import check_choice
 from .budgets import BUDGETS, GPU_IMAGES, OTHER, PROFILES, SMOKE_IMAGES, SMOKE_SEEDS, Budget
 from .config import REGIMES
-from .grid import Grid
+from .grid import Grid, run
+from .store import Store
 
 Kind = Literal["convnet", "transformer", "any"]
 
@@ -459,6 +460,24 @@ class Setting:
             self.profile,
             experiment.keep_models,
         )
+
+
+def run_heads(setting: Setting, name: str, store: Store, **how: object) -> dict[str, pd.DataFrame]:
+    """The runs of an experiment in the regime "head", by the trunk whose features they pool: "GAP trunk", ...
+
+    Args:
+        setting: of the notebook.
+        name: of the experiment.
+        store: as in :func:`~simpool_lite.experiments.grid.run`, which has the further arguments, too.
+    """
+    found = {}
+    for grid in setting.grids(name, "head"):
+        trained_with = next(
+            label for label, changes in (CLS | METHODS).items() if changes["pool"] == grid.trunk["pool"]
+        )
+        label = f"{trained_with} trunk"
+        found[label if label not in found else f"{label}, {grid.base['backbone']}"] = run(grid, store, **how)
+    return found
 
 
 def with_learning_rate(changes: dict, budget: Budget) -> dict:
