@@ -93,7 +93,10 @@ def _hills(fine: np.ndarray, diagonal: bool) -> tuple[np.ndarray, np.ndarray, np
 
 
 def _joins(count: int, passes: np.ndarray, heights: np.ndarray) -> Iterator[tuple[int, int, int]]:
-    """Which groups of hills become one from the highest level down: the second of a pair joins the first, at a level."""
+    """Which groups of hills become one, from the highest level down: first hills of two groups, and the level.
+
+    From there on the first one stands for both.
+    """
     group = list(range(count))
     for (a, b), level in zip(passes.tolist(), heights.tolist(), strict=True):
         while group[a] != a:
@@ -111,7 +114,7 @@ def _components(fine: np.ndarray, diagonal: bool, sizes: bool = False) -> tuple[
     Returns:
         The level of each component ``(m,)``; x0 y0 x1 y1 of its pixels, x1 and y1 inclusive, and the place of its first
         pixel in reading order, ``(m, 5)``; with ``sizes`` the area of the polygon through the centres of its outer
-        pixels ``(m,)``, for shapes without holes, otherwise zeros.
+        pixels, for components without holes, ``(m,)``, else zeros.
     """
     fine = np.pad(fine, 1)
     hills, passes, heights = _hills(fine, diagonal)
@@ -146,9 +149,8 @@ def _areas(fine: np.ndarray, hills: np.ndarray, count: int) -> np.ndarray:
     low2, high2 = np.minimum(c, d), np.maximum(c, d)
     first = np.minimum(low, low2)
     second = np.minimum(np.maximum(low, low2), np.minimum(high, high2))
-    hill = np.maximum(high, high2) & (
-        2**32 - 1
-    )  # the highest pixel's: where three are above a level, all are one shape
+    # Where three are above a level they are in one component, so their area may go to the highest one's hill.
+    hill = np.maximum(high, high2) & (2**32 - 1)
     slots = np.stack([hill * 256 + pixel // (FINE << 32) for pixel in (first, second)])
     halves = np.bincount(slots.ravel(), minlength=count * 256).reshape(count, 256)
     return halves[:, ::-1].cumsum(1)[:, ::-1] / 2

@@ -1,8 +1,8 @@
 """How well maps find objects: boxes and points from score maps, beside boxes and masks that people drew.
 
-A map is upsampled to the size of its image (bicubic) and stretched to 0 ... 1, as Choe et al., "Evaluating
-weakly supervised object localization methods right" (2020), do; a map that is constant stays so. How much of a
-map lies on the object, and its average precision, are in :mod:`simpool_lite.measure.attention`.
+A map is brought to the size of its image (bicubic) and stretched to 0 ... 1, as in Choe et al., "Evaluation for
+weakly supervised object localization: protocol, metrics, and datasets" (2022). How much of a map lies on the object,
+and its average precision, are in :mod:`simpool_lite.measure.attention`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ def box_accuracy(
     iou: Sequence[float] = (0.3, 0.5, 0.7),
     contours: str = "all",
 ) -> dict[str, float | dict[float, float]]:
-    """MaxBoxAcc and MaxBoxAccV2 (Choe et al. 2020): percent of images with a right box, at the best threshold.
+    """MaxBoxAcc and MaxBoxAccV2 (Choe et al. 2022): percent of images with a right box, at the best threshold.
 
     A map is cut at a share of its maximum, 0 to 0.999 in steps of 0.001; each contour of what stays has a bounding
     box, also the contour around a hole. An image is right where the overlap (IoU) of a box with any true box is at
@@ -84,7 +84,7 @@ def pointing_game(
 
     Args:
         maps: Scores ``(n, H, W)``.
-        boxes: Per image ``(k, 4)`` of x0 y0 x1 y1 in pixels, x1 and y1 exclusive; or masks, bool ``(n, height, width)``.
+        boxes: Per image ``(k, 4)`` of x0 y0 x1 y1 in pixels, x1 and y1 exclusive; or bool masks ``(n, height, width)``.
         image_size: (height, width), or the side of a square; not needed with masks.
 
     Raises:
@@ -130,9 +130,9 @@ def corloc(predicted_boxes: Tensor, boxes: Sequence[Tensor]) -> float:
 
 
 def best_mean_iou(maps: Tensor, masks: Tensor) -> dict[str, float]:
-    """Overlap (IoU) of cut maps with masks, mean over the images with an object, at the best threshold for all of them.
+    """Overlap (IoU) of maps and masks, mean over the images with an object, at the best threshold for the data set.
 
-    Maps are cut at the thresholds of :func:`box_accuracy`.
+    Maps are cut as for :func:`box_accuracy`.
 
     Args:
         maps: Scores ``(n, H, W)``.
