@@ -53,7 +53,8 @@ def lost_boxes(features: Tensor, grid: tuple[int, int], image_size: int | tuple[
     Two patches are alike when their features' inner product is above 0. The seed is the patch that is like the fewest
     others, on the assumption that objects cover less than the background. Of the ``k`` patches like the fewest
     others those like the seed stay, and the mask is where the sum of inner products with them is above 0. The
-    box is that of the mask's component (by sides, not corners) with the seed.
+    box is that of the mask's component (by sides, not corners) with the seed. Of patches that are like equally many
+    the first in reading order comes first; the released code leaves that to the sort, and its box can differ.
 
     Args:
         features: Patches ``(n, N, d)`` in reading order, no CLS token; the paper's are the keys of the last layer.
