@@ -18,7 +18,7 @@ def uniform(images: Tensor) -> Tensor:
 def centre_gaussian(images: Tensor) -> Tensor:
     """A Gaussian at the centre of the image, ``(n, H, W)``, sum 1 per image (the baseline of Choe et al. 2022).
 
-    Its standard deviation is a quarter of each side; cut at the best threshold, a wider one has the same boxes.
+    Its standard deviation is a quarter of each side; cut at the best threshold, other widths find much the same boxes.
 
     >>> centre_gaussian(torch.zeros(1, 3, 3, 3))[0].argmax().item()
     4
