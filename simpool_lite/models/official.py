@@ -148,20 +148,18 @@ def load_official(source: str | Path, *, name: str | None = None, shift: Shift =
     try:
         weights = _weights(_read(path), entry)
         names = _our_names(list(weights), entry)
-        model = create_model(
-            entry.backbone,
-            entry.pool,
-            entry.num_classes,
-            pool_kwargs=_pool_kwargs(entry, has_beta="pooling.beta" in names, shift=shift),
-            norm_first=entry.norm_first,
-        )
+        kwargs = _pool_kwargs(entry, has_beta="pooling.beta" in names, shift=shift)
+        with torch.device("meta"):  # nothing is drawn that the file replaces
+            model = create_model(
+                entry.backbone, entry.pool, entry.num_classes, pool_kwargs=kwargs, norm_first=entry.norm_first
+            )
         _compare(model.state_dict(), weights, names)
     except ValueError as error:
         raise ValueError(f"source: expected the weights of {entry.name!r}, got {path}: {error}") from error
     state = {ours: weights[theirs] for ours, theirs in names.items()}
     if entry.resampled:
         state["pos_embed"] = _resampled(state["pos_embed"])
-    model.load_state_dict(state)
+    model.to_empty(device="cpu").load_state_dict(state)
     if entry.weights == "teacher":  # what timm knows of the backbone's name is right for the supervised models alone
         preparation = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "crop_pct": 0.875}
         model.pretrained_cfg = model.pretrained_cfg | preparation | {"interpolation": "bicubic"}
