@@ -1,4 +1,9 @@
-"""The checkpoints that SimPool's authors published, as models of :func:`~simpool_lite.create_model`."""
+"""The checkpoints that SimPool's authors published, as models of :func:`~simpool_lite.create_model`.
+
+The names of weights are those that the authors' code writes (revision fac2263 of billpsomas/simpool), and models loaded
+from files of that code compute what it computes. No published file has been read yet: one that differs is refused, with a
+list of what differs.
+"""
 
 import re
 from dataclasses import dataclass
@@ -121,8 +126,8 @@ def load_official(source: str | Path, *, name: str | None = None, shift: Shift =
     ==========================================  =====  =====  ====  ======
 
     Percent on ImageNet-1k, as the authors' repository states them; licence CC BY 4.0. Supervised models give logits of
-    1,000 classes, DINO models the teacher's features. ``timm.data.resolve_model_data_config(model)`` says how
-    images are prepared.
+    1,000 classes, DINO models the teacher's features. ``timm.data.resolve_model_data_config(model)`` says how images
+    are prepared, until the model is saved and loaded again.
 
     What is not as in the files: auxiliary batch norms and DINO's head are dropped, and the position embeddings of a
     DINO ViT with SimPool are resampled, here once. (The authors' code takes one patch for a class token that is not

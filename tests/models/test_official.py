@@ -1,4 +1,4 @@
-"""load_official on files as the authors' code writes them: their names and shapes, written anew, around random weights."""
+"""load_official on files as the authors' code writes them: its names and shapes, written anew, and random weights."""
 
 import argparse
 import math
@@ -407,7 +407,7 @@ def test_shapes_that_do_not_fit_are_listed(tmp_path):
 
 def test_one_model_is_not_another(tmp_path):
     path = saved(tmp_path, DINO, slices(LAYOUTS[DINO]), "some.pth")
-    with pytest.raises(ValueError, match="missing: .*unexpected: .*simpool"):
+    with pytest.raises(ValueError, match=r"missing: .*unexpected: .*simpool"):
         load_official(path, name="vits_dino_official_ep100")
     with pytest.raises(ValueError, match="expected state_dict_ema in it, got student, teacher, optimizer"):
         load_official(path, name=VIT)
@@ -484,11 +484,11 @@ def test_without_a_connection(monkeypatch):
 
 
 def test_wrong_arguments(tmp_path):
-    with pytest.raises(ValueError, match="source: expected one of .*did you mean 'vits_dino_simpool_ep100'"):
+    with pytest.raises(ValueError, match=r"source: expected one of .*did you mean 'vits_dino_simpool_ep100'"):
         load_official("vits_dino_simpool_ep10")
     with pytest.raises(FileNotFoundError, match=r"found no file at .*none\.pth"):
         load_official(tmp_path / "none.pth", name=DINO)
-    with pytest.raises(ValueError, match="name: expected one of .*did you mean"):
+    with pytest.raises(ValueError, match=r"name: expected one of .*did you mean"):
         load_official(tmp_path / "none.pth", name="vits_dino_simpool_ep101")
     with pytest.raises(ValueError, match="shift: expected one of image, batch, channel"):
         load_official(DINO, shift="all")
