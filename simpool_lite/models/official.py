@@ -1,8 +1,8 @@
 """The checkpoints that SimPool's authors published, as models of :func:`~simpool_lite.create_model`.
 
 The names of weights are those that the authors' code writes (revision fac2263 of billpsomas/simpool), and models loaded
-from files of that code compute what it computes. No published file has been read yet: one that differs is refused, with a
-list of what differs.
+from files of that code compute what it computes. No published file has been read yet: one that differs is refused, with
+a list of what differs.
 """
 
 import re
