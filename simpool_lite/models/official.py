@@ -184,10 +184,10 @@ def _find(source: str | Path, name: str | None) -> tuple[Official, Path]:
         if name is None and str(source) == path.stem:  # no folder, no suffix: meant as a name
             check_choice("source", source, OFFICIAL)
         raise FileNotFoundError(f"source: expected a published checkpoint, found no file at {path}")
-    for entry in OFFICIAL.values():
-        named_after_it = path.name == entry.file or entry.name in (path.name.split(".")[0], path.absolute().parent.name)
-        if entry.name == name or (name is None and named_after_it):
-            return entry, path
+    by_file = {entry.file: entry.name for entry in OFFICIAL.values()}
+    for candidate in (name, by_file.get(path.name), path.name.partition(".")[0], path.absolute().parent.name):
+        if candidate in OFFICIAL:
+            return OFFICIAL[candidate], path
     raise ValueError(f"name: expected one of {', '.join(OFFICIAL)}, since {path} does not say which of them it is")
 
 

@@ -218,6 +218,10 @@ def test_every_tensor_arrives(tmp_path, name):
     gamma = None if "no_gamma" in name else 1.25 if name[0] == "v" else 2.0
     if "official" not in name:
         assert (model.pooling.gamma, model.pooling.shift) == (gamma, "batch" if gamma else "image")
+    prepared = resolve_model_data_config(model)
+    assert prepared["mean"] == ((0.5, 0.5, 0.5) if name.startswith("vits_supervised") else (0.485, 0.456, 0.406))
+    crop = 224 / 256 if "_dino_" in name else 0.9 if name[0] == "v" else 0.95
+    assert (prepared["crop_pct"], prepared["interpolation"]) == (crop, "bicubic")
     assert model.create_config["pool"] == ("simpool" if "simpool" in name else "cls" if name[0] == "v" else "gap")
 
 
@@ -325,29 +329,28 @@ def test_it_computes_what_was_published(tmp_path, name, size, reference):
 def test_the_minimum_is_the_batchs_unless_told_otherwise(tmp_path):
     weights = drawn(LAYOUTS[RESNET])
     path = saved(tmp_path, RESNET, weights)
-    as_published, by_image = load_official(path), load_official(path, shift="image")
+    model = load_official(path, shift="image")
     path.unlink()
-    images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * torch.tensor([1, 1, 9.0]).view(
-        3, 1, 1, 1
-    )
-    alone = torch.cat([by_image(image[None]) for image in images])
-    torch.testing.assert_close(by_image(images), alone, atol=1e-4, rtol=1e-4)
-    assert (as_published(images) - alone).abs().max() > 1e-3
-    torch.testing.assert_close(as_published.attention(images), by_image.attention(images))
+    images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    images[2] *= 9
+    alone, maps = torch.cat([model(image[None]) for image in images]), model.attention(images)
+    torch.testing.assert_close(model(images), alone, atol=1e-4, rtol=1e-4)
+    model.pooling.shift = "batch"  # what every other test has by default
+    assert (model(images) - alone).abs().max() > 1e-3
+    torch.testing.assert_close(model.attention(images), maps)
 
 
 def test_where_the_name_comes_from(tmp_path):
+    """From the file, then from its folder, unless it is given."""
     weights = slices(LAYOUTS[DINO])
-    folder = tmp_path / DINO
-    folder.mkdir()
+    folder, other = tmp_path / DINO, tmp_path / RESNET
+    folder.mkdir(), other.mkdir()
     assert load_official(saved(folder, DINO, weights, "checkpoint.pth")).pooling.gamma == 1.25
-    assert load_official(str(saved(tmp_path, DINO, weights))).pooling.gamma == 1.25
-    odd = saved(tmp_path, VIT, slices(LAYOUTS[VIT]), "vits_gem1.25_supervised_beta.pth.tar")
-    assert load_official(odd).head.out_features == 1000
+    assert load_official(str(saved(other, DINO, weights))).pooling.gamma == 1.25
+    assert load_official(saved(other, DINO, weights, "checkpoint.pth"), name=DINO).pooling.gamma == 1.25
     unknown = saved(tmp_path, DINO, weights, "checkpoint.pth")
     with pytest.raises(ValueError, match=r"name: expected one of vits_.*checkpoint\.pth does not say"):
         load_official(unknown)
-    assert load_official(unknown, name=DINO).pooling.beta is not None
 
 
 def test_safetensors_and_the_old_format(tmp_path):
@@ -467,10 +470,10 @@ def test_other_files(tmp_path, case):
 
 
 def test_a_name_is_downloaded(tmp_path, monkeypatch):
-    path = saved(tmp_path, VIT, slices(LAYOUTS[VIT]))
+    path = saved(tmp_path, VIT, slices(LAYOUTS[VIT]), "vits_gem1.25_supervised_beta.pth.tar")
     asked = []
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *args: asked.append(args) or str(path))
-    assert load_official(VIT).pooling.beta is not None
+    assert load_official(VIT).pooling.beta is not None and load_official(path).num_classes == 1000
     assert asked == [(f"billpsomas/{VIT}", "vits_gem1.25_supervised_beta.pth.tar")]
 
 
@@ -494,14 +497,6 @@ def test_wrong_arguments(tmp_path):
         load_official(DINO, shift="all")
     with pytest.raises(TypeError, match="source: expected a name or a path, got int"):
         load_official(3)
-
-
-def test_preparation_of_images(tmp_path):
-    dino = resolve_model_data_config(load_official(saved(tmp_path, DINO, slices(LAYOUTS[DINO]))))
-    supervised = resolve_model_data_config(load_official(saved(tmp_path, VIT, slices(LAYOUTS[VIT]))))
-    assert (dino["mean"], dino["std"]) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    assert (dino["crop_pct"], dino["interpolation"]) == (224 / 256, "bicubic")
-    assert (supervised["mean"], supervised["crop_pct"]) == ((0.5, 0.5, 0.5), 0.9)
 
 
 def test_it_is_saved_as_any_model(tmp_path):
