@@ -251,9 +251,7 @@ def _our_names(names: list[str], entry: Official) -> dict[str, str]:
     ours = [re.sub(r"^(simpool|gp\.pool|global_pool\.pool|head\.global_pool\.pool)\.", "pooling.", n) for n in names]
     if not entry.norm_first:
         ours = [re.sub(r"^norm\.", "pooled_norm.", name) for name in ours]
-    if entry.backbone.startswith(
-        "convnext"
-    ):  # under Facebook's names; timm's function moves numbers as it would weights
+    if entry.backbone.startswith("convnext"):  # Facebook's names; timm's function moves numbers as it would weights
         numbers = checkpoint_filter_fn({name: torch.tensor([i]) for i, name in enumerate(ours)}, None)
         return {name: names[int(number)] for name, number in numbers.items()}
     return dict(zip(ours, names, strict=True))
