@@ -87,7 +87,7 @@ def run(
 
     Raises:
         ValueError: ``workers`` is less than one, or given with a ``client``; the client's workers have more
-            than one thread.
+            than one thread; the store cannot be written to, or its disk is nearly full.
         FileNotFoundError: the cluster's records are not in the store's folder here.
         RuntimeError: no worker process could be started.
 
@@ -127,6 +127,7 @@ def run(
         if key not in done
     ]
     if jobs:
+        store.check_writable()
         if client is None:
             ended = in_processes(jobs, _workers(workers, device)[: len(jobs)])
         else:
