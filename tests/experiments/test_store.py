@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from simpool_lite.__main__ import main
 from simpool_lite.experiments import grid as grid_module
 from simpool_lite.experiments import store as store_module
 from simpool_lite.experiments import tables
@@ -199,6 +200,15 @@ def test_a_file_is_no_store(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(ValueError, match=r"store: expected a folder, got the file .*file"):
         Store(tmp_path / "file")
+
+
+def test_training_refuses_a_store_that_is_a_file(tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    words = ["train", "--backbone=vit_micro", "--pool=gap"]
+    assert main([*words, f"--store={tmp_path / 'file'}"]) == 2
+    assert "expected a folder, got the file" in capsys.readouterr().err
+    assert main([*words, f"--store={tmp_path / 'file' / 'below'}"]) == 2
+    assert "cannot write to" in capsys.readouterr().err
 
 
 def test_a_store_that_cannot_be_written_stops_before_the_training(tmp_path, monkeypatch):
