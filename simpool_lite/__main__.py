@@ -78,13 +78,16 @@ def _run(options: argparse.Namespace) -> int:
         return _missing(error)
     try:
         folder = _notebooks(options)
+        parameters = {name: parse_value(value) for name, value in options.parameters}
+        if options.notebooks is None and parameters.get("profile", PROFILES[0]) not in PROFILES:
+            return _wrong(f"parameter profile: expected one of {', '.join(PROFILES)}, got {parameters['profile']!r}")
         output = (options.output or folder.parent / "build" / "workbook").resolve()
         outcomes = runner.plan(
             folder,
             output,
             options.names,
             profile=options.profile,
-            parameters={name: parse_value(value) for name, value in options.parameters},
+            parameters=parameters,
         )
     except (WorkbookError, FileNotFoundError) as error:
         return _wrong(error)
@@ -184,7 +187,12 @@ def _train(options: argparse.Namespace) -> int:
     words = [re.sub(r"^--[\w-]+", lambda m: "--" + m[0][2:].replace("-", "_"), word) for word in options.others]
     chosen = vars(parser.parse_args(words))
     config, folder = RunConfig(**{name: chosen.pop(name) for name in fields}), chosen.pop("store")
-    records = Store(folder).records()
+    try:
+        store = Store(folder)
+        store.check_writable()
+    except ValueError as error:
+        return _wrong(error)
+    records = store.records()
     if ((records.config_hash == config.hash()) & (records.status == "ok")).any():
         if rank() == 0:
             print(f"{config.hash()} is done already, see {folder}")

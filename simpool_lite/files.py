@@ -1,7 +1,9 @@
 """Files that are either whole or absent, and where the repository has them."""
 
+import re
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -19,6 +21,14 @@ def write_atomically(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove what `write_atomically` left in a folder a day or longer ago, when its process was killed."""
+    with suppress(OSError):  # no such folder; or another process was faster
+        for path in folder.glob(".*"):
+            if re.fullmatch(r"\.[0-9a-f]{32}(\.\w+)?", path.name) and path.stat().st_mtime < time.time() - 86_400:
+                path.unlink()
 
 
 def repository_root() -> Path:

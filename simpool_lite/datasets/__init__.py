@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ class LabelledImages(Dataset):
         masks: The object's pixels, bool `(n, H, W)`, or None where nobody drew them.
         boxes: Per image a float tensor `(k, 4)` of x0 y0 x1 y1 in pixels (x1, y1 exclusive), or None.
         collate: `collate_fn` for torch's DataLoader; None means its default.
+        ignored: Files and folders under `data_root` that are not used, path to reason.
     """
 
     name: str
@@ -47,6 +49,7 @@ class LabelledImages(Dataset):
     masks: Tensor | None = None
     boxes: list[Tensor] | None = None
     collate: Any = None
+    ignored: Mapping[str, str] = MappingProxyType({})
 
     def denormalize(self, image: Tensor) -> Tensor:
         """Undo the normalisation, for plotting: `(..., 3, H, W)` to floats of the same shape in [0, 1]."""
@@ -106,6 +109,7 @@ def load_data(
     std: tuple[float, float, float] | None = None,
     augment: bool | dict[str, Any] | None = None,
     without_val: bool = False,
+    on_bad_image: str | None = None,
     **options: Any,
 ) -> LabelledImages:
     """Load a data set by name.
@@ -134,14 +138,21 @@ def load_data(
             mirror images (`SmallImages`).
         without_val: True leaves out of "train" what is in "val". By default "train" is all of it and overlaps
             with "val". It changes nothing in the other splits, so all three can be asked for alike.
+        on_bad_image: "error" names every image file that cannot be read, before anything is trained; "skip" goes on
+            without them and has them in `data.ignored`. To know, every file is decoded once, in threads (some 200
+            photographs of 500 pixels a second and core), and again only when it changes. None is "error" for
+            "folder", "imagenette" and "oxford-pets"; the 1.3 million files of "imagenet" are then not checked, and
+            a bad one is an error with its path when its turn comes.
         **options: photo-digits: see `simpool_lite.datasets.photo_digits.PhotoDigits`. imagenette: `size`,
             "full", "320px" (default) or "160px". The others take none.
 
     Returns:
-        A `LabelledImages`: `image, label = data[0]` is a float32 `(3, H, W)` normalised image and an int.
+        A `LabelledImages`: `image, label = data[0]` is a float32 `(3, H, W)` normalised image and an int. How files
+        of other kinds than 8-bit RGB are read: `simpool_lite.datasets.images.open_image`.
 
     Raises:
-        ValueError: An argument that is not one of the above; the message says what was expected.
+        ValueError: An argument that is not one of the above; the message says what was expected. Images that
+            cannot be read; a class folder without images; fewer than two classes.
         FileNotFoundError: The files are not there; the message says what to put where.
 
     >>> data = load_data("photo-digits", "test", target="photo", num_images=8)
@@ -159,6 +170,8 @@ def load_data(
 
         if data_root is not None:
             raise ValueError(f"data_root: photo-digits reads no folder, got {data_root!r}; its cache is cache_dir")
+        if on_bad_image is not None:
+            raise ValueError(f"on_bad_image: photo-digits reads no image files, got {on_bad_image!r}; leave it out")
         if augment:
             raise ValueError(f"augment: photo-digits has no augmentation, got {augment!r}; leave it out")
         if image_size is not None:
@@ -184,6 +197,7 @@ def load_data(
         std=std,
         augment=augment,
         without_val=without_val,
+        on_bad_image=on_bad_image,
         **options,
     )
 

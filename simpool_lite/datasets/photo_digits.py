@@ -23,7 +23,7 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check_choice
+from ..checks import check_choice, check_int
 from . import SPLITS, PixelImages, cache_folder, check_normalisation
 from .cache import Layout, cached_arrays
 from .rendering import CANDIDATES, draw_background, draw_glyphs, ink_boxes, paste
@@ -185,15 +185,13 @@ class _Options:
         if not isinstance(self.without_val, bool):
             raise ValueError(f"without_val: expected True or False, got {self.without_val!r}; pass one of them")
         for name, least in (("num_images", 1), ("seed", 0), ("distractors", 0), ("size", 8)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-                raise ValueError(f"{name}: expected an int of {least} or more, got {value!r}; pass such a number")
-            object.__setattr__(self, name, int(value))
+            object.__setattr__(self, name, check_int(name, getattr(self, name), least))
         per_image = 4 * self.size**2 + 400 * (self.objects + self.distractors)
         if self.num_images * per_image > LARGEST_SET:
             raise ValueError(
                 f"num_images: expected at most {LARGEST_SET // per_image:,} images of size {self.size} with "
-                f"{self.distractors} distractors, got {self.num_images:,}; choose fewer and another seed for more"
+                f"{self.distractors} distractors, got {self.num_images:,}, which take "
+                f"{self.num_images * per_image / 2**30:,.0f} GiB; choose fewer and another seed for more"
             )
         if isinstance(self.clutter, bool) or not isinstance(self.clutter, Real) or not 0 <= self.clutter <= 4:
             raise ValueError(f"clutter: expected a number from 0 to 4, got {self.clutter!r}; 1 is the photo as it is")

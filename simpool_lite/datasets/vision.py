@@ -1,8 +1,9 @@
 """Image sets on disk: CIFAR, Imagenette, Oxford-IIIT Pet, ImageNet and any folder of images.
 
-torchvision reads the files, `timm.data.create_transform` turns a picture of any size into a tensor; here is
-only what joins them to the interface of `LabelledImages`. Small images are another matter: opening a file and
-augmenting a picture cost more than a training step of a small network, so they are decoded once (`SmallImages`).
+`images` finds and opens the files (torchvision those of CIFAR), `timm.data.create_transform` turns a picture of any
+size into a tensor; here is only what joins them to the interface of `LabelledImages`. Small images are another
+matter: opening a file and augmenting a picture cost more than a training step of a small network, so they are
+decoded once (`SmallImages`).
 """
 
 from __future__ import annotations
@@ -23,15 +24,16 @@ from torch import Tensor
 from torchvision import datasets, transforms
 from torchvision.transforms import v2
 
-from ..checks import check_choice
+from ..checks import check_choice, check_int
 from . import LabelledImages, PixelImages, cache_folder, check_normalisation
 from .cache import cached_arrays
+from .images import IMG_EXTENSIONS, ImageFiles, list_images, open_image, unreadable, warn_ignored
 
 __all__ = ["OxfordPets", "SmallImages", "VisionImages", "load_vision"]
 
 DEFAULT_CROP = 0.875  # share of the resized image's side that the evaluation crop keeps, timm's default
 SMALL = 64  # pixels: images of at most this side are decoded once and kept as bytes
-DECODER_VERSION = 1  # raise it whenever the decoded bytes change
+DECODER_VERSION = 2  # raise it whenever the decoded bytes change
 LAYOUTS = {  # what the error says when files are missing
     "cifar10": "cifar-10-batches-py/ with the set's Python pickles",
     "cifar100": "cifar-100-python/ with the set's Python pickles",
@@ -41,10 +43,11 @@ LAYOUTS = {  # what the error says when files are missing
     "folder": "train/<class>/*.jpg and test/<class>/*.jpg (or val/ in place of test/)",
 }
 DOWNLOADABLE = ("cifar10", "cifar100", "imagenette", "oxford-pets")
+IMAGENETTE_FOLDERS = {"full": "imagenette2", "320px": "imagenette2-320", "160px": "imagenette2-160"}
 
 
 class VisionImages(LabelledImages):
-    """A torchvision data set of PIL images behind the workbook's interface.
+    """PIL images behind the workbook's interface.
 
     Args:
         name, split: As given to `load_data`.
@@ -100,7 +103,7 @@ class OxfordPets(VisionImages):
         geometry = transforms.Compose([resize, transforms.CenterCrop(self.evaluation_size)])
         to_tensor = transforms.PILToTensor()
         masks = torch.empty(len(self), self.evaluation_size, self.evaluation_size, dtype=torch.bool)
-        paths = self.source._segs  # torchvision has no public name for them
+        paths = self.source.trimaps
         for index, position in enumerate(range(len(self)) if self.indices is None else self.indices.tolist()):
             with Image.open(paths[position]) as trimap:
                 masks[index] = to_tensor(geometry(trimap))[0] == 1  # 1 foreground, 2 background, 3 border
@@ -160,6 +163,7 @@ def load_vision(
     std: tuple[float, float, float] | None,
     augment: bool | dict[str, Any] | None,
     without_val: bool,
+    on_bad_image: str | None,
     **options: Any,
 ) -> LabelledImages:
     """The part of `load_data` for sets on disk; its arguments and errors are described there."""
@@ -168,10 +172,15 @@ def load_vision(
         allowed = "only size" if name == "imagenette" else "none"
         raise ValueError(f"options: {name!r} takes {allowed}, got {', '.join(options)}; check the spelling")
     if size is not None:
-        check_choice("size", size, ("full", "320px", "160px"))
+        check_choice("size", size, IMAGENETTE_FOLDERS)
+    if on_bad_image is not None:
+        check_choice("on_bad_image", on_bad_image, ("error", "skip"))
+        if name.startswith("cifar"):
+            raise ValueError(f"on_bad_image: {name!r} has no image files, got {on_bad_image!r}; leave it out")
+    elif name != "imagenet":
+        on_bad_image = "error"
     image_size = (32 if name.startswith("cifar") else 224) if image_size is None else image_size
-    if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
-        raise ValueError(f"image_size: expected a positive int, got {image_size!r}; pass the side in pixels")
+    image_size = check_int("image_size", image_size)
     if download and name not in DOWNLOADABLE:
         raise ValueError(f"download: {name!r} cannot be downloaded, got True; put {LAYOUTS[name]} under data_root")
     if data_root is None and name not in DOWNLOADABLE:
@@ -183,8 +192,8 @@ def load_vision(
     transform = _transform(name, split, image_size, mean, std, augment)
     root = cache_folder() if data_root is None else Path(data_root).expanduser()
     part, rule = _part(name, split, root, without_val)
-    source, labels, classes = _open(name, part, root, download, size)
-    targets = torch.as_tensor(labels, dtype=torch.int64)
+    source, classes, ignored = _open(name, part, root, download, size, on_bad_image)
+    targets = torch.as_tensor(source.labels if isinstance(source, ImageFiles) else source.targets, dtype=torch.int64)
     indices = None
     if rule is not None:
         held_out = _tenth(targets)
@@ -194,9 +203,11 @@ def load_vision(
         targets = targets[indices]
     images = None if isinstance(augment, dict) else _small_images(name, source, indices, image_size)
     if images is not None:
-        return SmallImages(name, split, images, targets, classes, _augmented(split, augment), mean, std)
-    kind = OxfordPets if name == "oxford-pets" else VisionImages
-    data = kind(name, split, source, targets, classes, indices, transform, mean, std)
+        data = SmallImages(name, split, images, targets, classes, _augmented(split, augment), mean, std)
+    else:
+        kind = OxfordPets if name == "oxford-pets" else VisionImages
+        data = kind(name, split, source, targets, classes, indices, transform, mean, std)
+    data.ignored = ignored
     if name == "oxford-pets" and not _augmented(split, augment):
         data.evaluation_size = image_size
     return data
@@ -233,17 +244,13 @@ def _small_images(name: str, source: Any, indices: Tensor | None, size: int) -> 
     if isinstance(source, datasets.CIFAR10) and size == source.data.shape[1]:  # CIFAR100 is a CIFAR10, too
         pixels = torch.from_numpy(source.data).permute(0, 3, 1, 2)
         return pixels if indices is None else pixels[indices]
-    if size > SMALL or not isinstance(source, datasets.ImageFolder):
+    if size > SMALL or name not in ("folder", "imagenet"):
         return None
-    files = [path for path, _ in source.samples]
-    files = files if indices is None else [files[index] for index in indices.tolist()]
+    files = source.paths if indices is None else [source.paths[index] for index in indices.tolist()]
     geometry = transforms.Compose([transforms.Resize(size), transforms.CenterCrop(size), transforms.PILToTensor()])
 
     def decode(path: str) -> np.ndarray:
-        try:
-            image = source.loader(path)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(f"data_root: {path} cannot be read ({error}); repair or remove it") from error
+        image = open_image(path)
         if max(image.size) > SMALL:
             raise _LargeImage
         return geometry(image).numpy()
@@ -260,9 +267,9 @@ def _small_images(name: str, source: Any, indices: Tensor | None, size: int) -> 
         listing = hashlib.sha256()
         for path in files:
             stat = os.stat(path)
-            listing.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+            listing.update(os.fsencode(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0"))
         root, part = str(Path(source.root).resolve()), "all" if indices is None else len(indices)
-        place = hashlib.sha256(f"{root}\0{part}\0{size}".encode()).hexdigest()[:16]
+        place = hashlib.sha256(os.fsencode(f"{root}\0{part}\0{size}")).hexdigest()[:16]
         arrays, _ = cached_arrays(
             cache_folder() / f"{name}-{place}",
             {"decoder": DECODER_VERSION, "folder": root, "size": size, "listing": listing.hexdigest()},
@@ -300,33 +307,78 @@ def _transform(
         ) from error
 
 
-def _open(name: str, split: str, root: Path, download: bool, size: str | None) -> tuple[Any, list[int], list[str]]:
-    """The torchvision data set, its labels and its class names."""
+def _open(
+    name: str, part: str, root: Path, download: bool, size: str | None, on_bad_image: str | None
+) -> tuple[Any, list[str], dict[str, str]]:
+    """The images of a part on disk with all their labels, the class names, and what was ignored, path to reason."""
     if download:
         root.mkdir(parents=True, exist_ok=True)
+    ignored: dict[str, str] = {}
     try:
         if name in ("cifar10", "cifar100"):
             cifar = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
-            source = cifar(root, train=split == "train", download=download)
-            return source, source.targets, source.classes
-        if name == "imagenette":
-            part = "train" if split == "train" else "val"
-            source = datasets.Imagenette(root, part, size=size, download=download)
-            return source, [label for _, label in source._samples], [names[0] for names in source.classes]
+            source = cifar(root, train=part == "train", download=download)
+            return source, source.classes, ignored
         if name == "oxford-pets":
-            part = "trainval" if split == "train" else "test"
-            source = datasets.OxfordIIITPet(root, part, download=download)
-            return source, source._labels, source.classes
-        source = datasets.ImageFolder(_split_folder(root, split))
+            pets = datasets.OxfordIIITPet(root, "trainval" if part == "train" else "test", download=download)
+            folder, classes = root / "oxford-iiit-pet", pets.classes
+            # torchvision has no public names for the files
+            source = ImageFiles(folder, pets._images, pets._labels)
+            source.trimaps = pets._segs
+        else:
+            if name == "imagenette":
+                if download:
+                    datasets.Imagenette(root, size=size, download=True)
+                folder = _split_folder(root / IMAGENETTE_FOLDERS[size], "train" if part == "train" else "val")
+            else:
+                folder = _split_folder(root, part)
+            samples, classes, ignored = list_images(folder, (".jpeg",) if name == "imagenette" else IMG_EXTENSIONS)
+            source = ImageFiles(folder, [path for path, _ in samples], [label for _, label in samples])
     except (FileNotFoundError, RuntimeError) as error:
         if download:
             raise
         hint = ", or pass download=True" if name in DOWNLOADABLE else ""
         raise FileNotFoundError(
-            f"{name!r} ({split}) was not found under {root} ({error}); put {LAYOUTS[name]} there{hint}"
+            f"{name!r} ({part}) was not found under {root} ({error}); put {LAYOUTS[name]} there{hint}"
         ) from error
-    _check_classes(root, source.classes)
-    return source, source.targets, _readable(source.classes) if name == "imagenet" else source.classes
+    if name in ("folder", "imagenet"):
+        _check_classes(root, classes)
+    _check_filled(folder, source, classes, ignored)
+    if on_bad_image is not None and (bad := unreadable(folder, source.paths)):
+        if on_bad_image == "error":
+            listed = "".join(f"\n  {path}: {reason}" for path, reason in bad.items())
+            raise ValueError(
+                f"data_root: {len(bad)} of {len(source)} images in {folder} cannot be read; repair or remove them, "
+                f'or pass on_bad_image="skip":{listed}'
+            )
+        ignored |= bad
+        _drop(source, bad)
+        _check_filled(folder, source, classes, ignored)
+    warn_ignored(folder, len(source), ignored)
+    return source, _readable(classes) if name in ("imagenet", "imagenette") else classes, ignored
+
+
+def _drop(source: ImageFiles, bad: dict[str, str]) -> None:
+    kept = [index for index, path in enumerate(source.paths) if str(path) not in bad]
+    for name in ("paths", "labels", "trimaps"):
+        if (values := getattr(source, name, None)) is not None:
+            setattr(source, name, [values[index] for index in kept])
+
+
+def _check_filled(folder: Path, source: ImageFiles, classes: list[str], ignored: dict[str, str]) -> None:
+    """Refuse fewer than two classes, and classes without an image."""
+    if len(classes) < 2:
+        found = f"one, {classes[0]}" if classes else "none"
+        raise ValueError(f"data_root: expected two or more class folders with images in {folder}, got {found}")
+    filled = set(source.labels)
+    empty = [name for label, name in enumerate(classes) if label not in filled]
+    if empty:
+        there = {Path(path).suffix or Path(path).name for path in ignored if Path(path).parent.name in empty}
+        beside = f" (what lies there is ignored: {', '.join(sorted(there))})" if there else ""
+        raise ValueError(
+            f"data_root: expected images in every class folder of {folder}, got none in {', '.join(empty)}{beside}; "
+            "add some or remove the folder"
+        )
 
 
 def _split_folder(root: Path, split: str) -> Path:
@@ -341,7 +393,7 @@ def _check_classes(root: Path, classes: list[str]) -> None:
     """Labels are positions in the sorted class folders, so both splits must have the same ones."""
     if not (root / "train").is_dir():  # evaluation only
         return
-    expected = {entry.name for entry in (root / "train").iterdir() if entry.is_dir()}
+    expected = {entry.name for entry in (root / "train").iterdir() if entry.is_dir() and entry.name[0] != "."}
     if set(classes) != expected:
         odd = sorted(expected ^ set(classes))
         raise ValueError(
@@ -351,7 +403,7 @@ def _check_classes(root: Path, classes: list[str]) -> None:
 
 
 def _readable(wnids: list[str]) -> list[str]:
-    """n01440764 -> tench; what is no ImageNet class keeps its name."""
+    """n01440764 to tench; what is no ImageNet class keeps its name."""
     info = ImageNetInfo()
     known = set(info.label_names())
     return [info.label_name_to_description(wnid).split(",")[0] if wnid in known else wnid for wnid in wnids]

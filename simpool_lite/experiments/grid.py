@@ -118,7 +118,7 @@ def run(
 
     Raises:
         ValueError: ``workers`` is less than one, or given with a ``client``; the client's workers have more
-            than one thread.
+            than one thread; the store cannot be written to, or its disk is nearly full.
         FileNotFoundError: the cluster's records are not in the store's folder here.
         RuntimeError: no worker process could be started.
 
@@ -216,6 +216,7 @@ def _compute(
     ]
     if not jobs:
         return
+    store.check_writable()
     if grid.trunk is not None:
         how = {"workers": workers, "client": client, "device": device, "compile": compile}
         run(grid.trunks(), store, **how, progress=progress)

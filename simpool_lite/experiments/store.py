@@ -10,10 +10,12 @@ Every file is written whole or not at all, so a killed grid loses at most the ru
 several processes may fill one store.
 """
 
+import functools
 import json
 import math
 import shutil
 import subprocess
+import warnings
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,8 +25,9 @@ import numpy as np
 import pandas as pd
 
 from .. import __version__
-from ..files import repository_root, write_atomically
+from ..files import remove_stale, repository_root, write_atomically
 from .config import RunConfig
+from .tables import one_per_run, read_tables
 
 if TYPE_CHECKING:
     import torch
@@ -40,41 +43,85 @@ MEASURED = (
 CURVE_COLUMNS = "config_hash epoch step train_loss top1 loss attention_entropy logit_spread".split()
 
 
+SMALLEST_DISK = 100  # MB that must be free before a grid starts
+
+
 class Store:
     """Records in a folder, and read-only ones in further folders.
 
     Args:
         folder: where new records go; made when the first is written.
         also_read: further stores whose records count as done.
+
+    Raises:
+        ValueError: the folder is a file.
     """
 
     def __init__(self, folder: str | Path, also_read: tuple[Path, ...] = ()) -> None:
         self.folder = Path(folder)
+        if self.folder.is_file():
+            raise ValueError(f"store: expected a folder, got the file {self.folder}; pass another path")
         self.folders = (self.folder, *also_read)
 
     def records(self) -> pd.DataFrame:
-        """All records, one row per run, with the columns of :data:`COLUMNS`."""
-        table = _read_tables(self.folders, "*.parquet", COLUMNS)
+        """All records, one row per run, with the columns of :data:`COLUMNS`.
+
+        Files that cannot be read, records of a newer protocol and runs with two results are named in warnings; of
+        several records of one configuration a finished one comes first, then the newest.
+        """
+        table = one_per_run(read_tables(self.folders, "*.parquet", COLUMNS, ["config_hash", "status", "protocol"]))
         table["regime"] = table["regime"].fillna("epochs")  # records of protocol 1 are older than the column
-        return table.drop_duplicates("config_hash", ignore_index=True)
+        return table
 
     def curves(self) -> pd.DataFrame:
         """All training curves, one row per epoch, with the columns of :data:`CURVE_COLUMNS`.
 
         The last two, of the attention, are NaN for pools without a map and for runs recorded before they were.
         """
-        table = _read_tables(self.folders, "curves/*.parquet", CURVE_COLUMNS)
+        table = read_tables(self.folders, "curves/*.parquet", CURVE_COLUMNS, ["config_hash", "epoch"])
         return table.drop_duplicates(["config_hash", "epoch"], ignore_index=True)
 
     def add(self, record: dict, curve: pd.DataFrame | None = None) -> None:
-        """Write one record (see :func:`make_record`) and its training curve."""
+        """Write one record (see :func:`make_record`) and its training curve.
+
+        A failed run does not replace the record of one that finished.
+        """
         name = f"{record['config_hash']}.parquet"
+        for folder in (self.folder, self.folder / "curves", self.folder / "models"):
+            remove_stale(folder)
+        if record["status"] != "ok" and self._has_finished(self.folder / name):
+            return
         if curve is not None:
             with write_atomically(self.folder / "curves" / name) as temporary:
                 curve.assign(config_hash=record["config_hash"]).to_parquet(temporary, index=False)
         # The record last: whoever sees it also finds the curve.
         with write_atomically(self.folder / name) as temporary:
             pd.DataFrame([record], columns=COLUMNS).to_parquet(temporary, index=False)
+
+    def check_writable(self) -> None:
+        """See that records can be written, before hours are spent on them.
+
+        Raises:
+            ValueError: the folder cannot be made or written to, or its disk is full.
+        """
+        try:
+            with write_atomically(self.folder / "probe") as temporary:
+                temporary.write_bytes(bytes(4096))
+                free = shutil.disk_usage(self.folder).free // 10**6
+            (self.folder / "probe").unlink(missing_ok=True)
+        except OSError as error:
+            raise ValueError(f"store: cannot write to {self.folder} ({error}); pass another folder") from error
+        if free < SMALLEST_DISK:
+            raise ValueError(
+                f"store: expected {SMALLEST_DISK} MB or more free for {self.folder}, got {free}; "
+                "make room or pass another folder"
+            )
+
+    def _has_finished(self, file: Path) -> bool:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            table = read_tables((file.parent,), file.name, ["status"], ["status"])
+        return "ok" in set(table.status)
 
     def new_model_path(self, config: RunConfig) -> Path:
         """Where to save the model of a run."""
@@ -198,13 +245,7 @@ def unpack(packed: pd.Series, images: int) -> np.ndarray:
     return np.stack([np.unpackbits(np.frombuffer(row, np.uint8), count=images) for row in packed]).astype(bool)
 
 
-def _read_tables(folders: tuple[Path, ...], pattern: str, columns: list[str]) -> pd.DataFrame:
-    # Dot files are records that another process is still writing.
-    files = [f for folder in folders for f in sorted(folder.glob(pattern)) if not f.name.startswith(".")]
-    tables = [pd.read_parquet(file) for file in files]
-    return pd.concat(tables, ignore_index=True).reindex(columns=columns) if tables else pd.DataFrame(columns=columns)
-
-
+@functools.cache
 def _git_revision() -> str:
     try:
         command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]

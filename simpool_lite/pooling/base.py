@@ -1,7 +1,7 @@
 """What every pooling shares: reading tokens or maps, the attention map, the registry."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, get_args
 
@@ -24,6 +24,10 @@ class Pool(nn.Module):
     A method is a subclass that says its parts in :meth:`spec` and, to be efficient, defines
     :meth:`pool_tokens`. Calling the module accepts both layouts; the same content gives the same output in
     either.
+
+    NaN among an image's features is NaN in its z: in its own channel where each channel is pooled by itself (GAP,
+    max, GAP+max, GeM, LSE), in all channels elsewhere. Infinite values follow arithmetic: the maximum of 1 and -inf
+    is 1. No image sees another one's values, except through SimPool's ``shift="batch"``.
 
     Args:
         dim: number of channels, d.
@@ -112,6 +116,8 @@ class Pool(nn.Module):
             raise TypeError(f"x: expected a floating-point tensor, got {came}")
         if x.ndim not in (3, 4):
             raise ValueError(f"x: expected tokens (B, N, d) or maps (B, d, H, W), got shape {tuple(x.shape)}")
+        if grid is not None and not torch.compiler.is_compiling():  # where sizes are symbols
+            grid = _check_grid(grid)
         axis = 2 if x.ndim == 3 else 1
         if x.shape[axis] != self.dim:
             raise ValueError(
@@ -132,6 +138,13 @@ class Pool(nn.Module):
                 "got None"
             )
         return x, grid
+
+
+def _check_grid(grid: tuple[int, int]) -> tuple[int, int]:
+    pair = tuple(grid) if isinstance(grid, Iterable) and not isinstance(grid, str) else ()
+    if len(pair) != 2:
+        raise ValueError(f"grid: expected two ints (H, W), got {grid!r}")
+    return check_int("grid", pair[0]), check_int("grid", pair[1])
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

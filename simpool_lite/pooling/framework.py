@@ -22,11 +22,13 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..checks import check_choice, check_int
 
 Reduce = Literal["max", "mean", "concat"]
 
@@ -184,7 +186,7 @@ def softmax_over_vectors(scale: float = 1.0, eps: float = 0.0) -> Part:
 @part(r"\eta_2(\arg\max_1(S))")
 def hard_assignment(S: Tensor) -> Tensor:
     nearest = F.one_hot(S.argmax(-2), S.shape[-2]).mT.to(S.dtype)
-    return l1_normalize(nearest, dim=-1)
+    return l1_normalize(nearest.masked_fill(S.isnan(), math.nan), dim=-1)  # nothing is nearest to NaN
 
 
 def sinkhorn(eps: float, iterations: int) -> Part:
@@ -215,7 +217,7 @@ def sparsemax(scale: float = 1.0) -> Part:
         sums = ordered.cumsum(-1)
         rank = torch.arange(1, S.shape[-1] + 1, device=S.device, dtype=S.dtype)
         support = (1 + rank * ordered > sums).sum(-1, keepdim=True)
-        threshold = (sums.gather(-1, support - 1) - 1) / support
+        threshold = (sums.gather(-1, (support - 1).clamp_min(0)) - 1) / support  # without support all is NaN
         return (S - threshold).clamp_min(0)
 
     return Part(r"\mathrm{sparsemax}(S / \sqrt{d})", function)
@@ -233,6 +235,24 @@ def energy(S: Tensor, X: Tensor) -> Tensor:
 
 # The means f_alpha.
 
+LARGEST_PLAIN = 5  # exponents up to this are taken of the values as they are: 1e-6 and 1e6 stay within float32
+
+
+def power_mean(V: Tensor, A: Tensor, exponent: float | Tensor) -> Tensor:
+    """( sum_i a_i v_i^exponent )^(1/exponent), of V ``(B, m, p, d')`` and A ``(B, m, k, p)``; ``(B, m, k, d')``.
+
+    Powers are those of v_i divided by the largest one that has a weight (the smallest for a negative exponent), so
+    that they lie in [0, 1] with a 1 among them, and neither overflow nor vanish together.
+    """
+    V, A = V.unsqueeze(-3), A.unsqueeze(-1)
+    unseen = A == 0
+    with torch.no_grad():  # the mean is the same whatever it is divided by
+        largest, smallest = V.masked_fill(unseen, 0).amax(-2), V.masked_fill(unseen, math.inf).amin(-2)
+        unit = torch.where(torch.as_tensor(exponent > 0, device=V.device), largest, smallest)
+        unit = unit.clamp_min(torch.finfo(V.dtype).tiny)
+    ratios = (V / unit.unsqueeze(-2)).masked_fill(unseen, 1)
+    return unit * (A * ratios.pow(exponent)).sum(-2).pow(1 / exponent)
+
 
 def f_alpha(alpha: float | Tensor) -> tuple[Part, Part]:
     r"""The pair (f, f^-1) of the paper's generalised mean: Z = f^-1( f(V) A ).
@@ -245,7 +265,7 @@ def f_alpha(alpha: float | Tensor) -> tuple[Part, Part]:
         alpha: a number, or a tensor with one element when it is learned.
 
     Source: Amari, "Integration of stochastic models by minimizing alpha-divergence", 2007; the paper's
-    section 3.1.
+    section 3.1. Inside the framework exponents above 5, below -5 and learned ones go through :func:`power_mean`.
 
     >>> f, f_inverse = f_alpha(3)
     >>> f_inverse(f(torch.tensor([1.0, 3.0])).mean())  # the harmonic mean
@@ -262,7 +282,12 @@ def f_alpha(alpha: float | Tensor) -> tuple[Part, Part]:
         return Part(r"f_{1}", torch.log), Part(r"f_{1}^{-1}", torch.exp)
     else:
         exponent, name = (1 - alpha) / 2, rf"f_{{{alpha:g}}}"
-    return Part(name, lambda V: V.pow(exponent)), Part(f"{name}^{{-1}}", lambda Z: Z.pow(1 / exponent))
+
+    def f_inverse(Z: Tensor, V: Tensor | None = None, A: Tensor | None = None) -> Tensor:
+        plain = V is None or (not isinstance(exponent, Tensor) and abs(exponent) <= LARGEST_PLAIN)
+        return Z.pow(1 / exponent) if plain else power_mean(V, A, exponent)
+
+    return Part(name, lambda V: V.pow(exponent)), Part(f"{name}^{{-1}}", f_inverse)
 
 
 def _maximum(Z: Tensor, V: Tensor, A: Tensor) -> Tensor:
@@ -358,10 +383,8 @@ class Spec:
 
     def __post_init__(self) -> None:
         for name in ("k", "T", "heads"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected an int of at least 1, got {getattr(self, name)!r}")
-        if self.reduce not in Reduce.__args__:
-            raise ValueError(f"reduce: expected one of {', '.join(Reduce.__args__)}, got {self.reduce!r}")
+            object.__setattr__(self, name, check_int(name, getattr(self, name)))
+        check_choice("reduce", self.reduce, get_args(Reduce))
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type is Callable and not isinstance(value, Part):

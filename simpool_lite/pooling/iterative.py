@@ -94,11 +94,12 @@ class KMeans(_Vectors):
             for _ in range(self.iterations):
                 # The least |x - u|^2 is the largest x . u - |u|^2 / 2.
                 closeness = centred @ centres.mT - centres.square().sum(-1).unsqueeze(1) / 2  # (B, N, k)
-                members = F.one_hot(closeness.argmax(-1), self.k).mT.to(tokens.dtype)
+                members = F.one_hot(closeness.argmax(-1), self.k).to(tokens.dtype)
+                members = members.masked_fill(closeness.isnan(), math.nan).mT  # nothing is nearest to NaN
                 count = members.sum(-1, keepdim=True)
                 attention = members / count.clamp_min(1)
-                latest = torch.where(count > 0, attention, latest)
-                centres = torch.where(count > 0, attention @ centred, centres)
+                latest = torch.where(count == 0, latest, attention)
+                centres = torch.where(count == 0, centres, attention @ centred)
         centres = torch.where(latest.any(-1, keepdim=True), latest @ tokens, start)
         return reduce_vectors(centres, self.reduce), attention
 
@@ -112,7 +113,7 @@ class KMeans(_Vectors):
             similarity=negative_distance,
             attention=hard_assignment,
             phi_x=Part("X", same),
-            phi_u=Part("Z", lambda Z, U, A: torch.where((A[:, 0] > 0).any(-1, keepdim=True), Z, U)),
+            phi_u=Part("Z", lambda Z, U, A: torch.where((A[:, 0] != 0).any(-1, keepdim=True), Z, U)),
             reduce=self.reduce,
         )
 

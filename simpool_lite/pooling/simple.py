@@ -170,7 +170,11 @@ class LSE(Pool):
         return Spec(
             attention=uniform,
             f=Part("e^{rx}", lambda V: (self.r * V).exp()),
-            f_inverse=Part(r"\frac{1}{r} \ln x", lambda Z: Z.log() / self.r),
+            # ln( sum_i a_i e^(r v_i) ) of V itself: e^(r v) overflows soon
+            f_inverse=Part(
+                r"\frac{1}{r} \ln x",
+                lambda Z, V, A: (self.r * V.unsqueeze(-3) + A.log().unsqueeze(-1)).logsumexp(-2) / self.r,
+            ),
         )
 
 
@@ -204,7 +208,7 @@ class HOW(Pool):
 
     def __init__(self, dim: int, power: int = 2) -> None:
         super().__init__(dim)
-        if power not in (1, 2):
+        if check_number("power", power) not in (1, 2):
             raise ValueError(f"power: expected 2 (the paper's table) or 1 (HOW and the release), got {power!r}")
         self.power = power
         self.fc = nn.Linear(dim, dim)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..checks import check_choice, check_number
 from .attend import attend, average
 from .base import Pool, check_heads, register_pool
-from .framework import Part, Spec, dot, f_alpha, gap, softmax
+from .framework import LARGEST_PLAIN, Part, Spec, dot, f_alpha, gap, power_mean, softmax
 
 Shift = Literal["image", "batch", "channel"]
 
@@ -128,8 +128,11 @@ class SimPool(Pool):
     def _generalised_mean(self, normed: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
         """The powers are those of values, which therefore are needed one by one."""
         attention = (query @ normed.mT).softmax(-1)  # (B, h, N)
-        powers = shifted_to_positive(normed, self.shift).pow(self.gamma).unflatten(-1, (self.num_heads, -1))
-        z = torch.einsum("bhn,bnhc->bhc", attention, powers).flatten(1).pow(1 / self.gamma)
+        values = shifted_to_positive(normed, self.shift).unflatten(-1, (self.num_heads, -1))  # (B, N, h, d/h)
+        if self.gamma > LARGEST_PLAIN:
+            z = power_mean(values.transpose(1, 2), attention.unsqueeze(2), self.gamma).flatten(1)
+        else:
+            z = torch.einsum("bhn,bnhc->bhc", attention, values.pow(self.gamma)).flatten(1).pow(1 / self.gamma)
         return (z if self.beta is None else z + self.beta), attention
 
     def extra_repr(self) -> str:

@@ -31,7 +31,9 @@ def select(folder: Path, names: Sequence[str] = ()) -> list[Path]:
 
     A name is a number ("00", "5"), a file name, its beginning ("02-the") or a path.
     """
-    there = sorted(folder.glob("*.ipynb"))
+    if folder.is_file():
+        raise WorkbookError(f"expected a folder of notebooks, got the file {folder}; a notebook's path is a NOTEBOOK")
+    there = sorted(path for path in folder.glob("*.ipynb") if not path.name.startswith("."))
     if not there and not names:
         raise WorkbookError(f"there are no notebooks in {folder}")
     chosen = [_find(name, there) for name in names] or there
@@ -64,9 +66,12 @@ def _find(name: str, there: list[Path]) -> Path:
 def read(path: Path) -> NotebookNode:
     """Read a notebook of any version as the newest."""
     try:
-        return nbformat.read(path, as_version=4)
-    except (OSError, ValueError, nbformat.ValidationError) as error:
+        node = nbformat.read(path, as_version=4)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, nbformat.ValidationError) as error:
         raise WorkbookError(f"{path} cannot be read as a notebook: {error}") from error
+    if not isinstance(node.cells, list):
+        raise WorkbookError(f"{path} cannot be read as a notebook: its cells are no list")
+    return node
 
 
 def write(node: NotebookNode, path: Path) -> None:

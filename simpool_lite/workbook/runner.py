@@ -1,12 +1,15 @@
 """Execute notebooks, one after the other, with papermill."""
 
+import ast
 import logging
+import math
 import textwrap
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +20,7 @@ from jupyter_client.kernelspec import KernelSpec
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError, strip_color
 
+from ..files import write_atomically
 from .notebooks import (
     WorkbookError,
     clean,
@@ -29,6 +33,10 @@ from .notebooks import (
     title,
     write,
 )
+
+# What the workbook's parameters may be beyond the type of their defaults.
+COUNTS = ("seeds",)  # whole numbers, one or more
+WIDTHS = ("precision",)  # numbers above zero
 
 
 class _ThisInterpreter(AsyncKernelManager):
@@ -86,16 +94,22 @@ def plan(
     """Return the notebooks to run, each with those parameters that it declares.
 
     Raises:
-        WorkbookError: a name means no notebook, or no chosen notebook declares a parameter.
+        WorkbookError: a name means no notebook, or no chosen notebook declares a parameter; a parameter has a value
+            of another type than its default, or out of range; ``output`` cannot be written to.
     """
     parameters = dict(parameters or {})
     declared = {path: declared_parameters(read(path)) for path in select(folder, names)}
     known = dict.fromkeys(name for names in declared.values() for name in names)
     for name in parameters:
         if name not in known:
+            near = "".join(f"; did you mean {word!r}?" for word in get_close_matches(name, known, 1))
             raise WorkbookError(
-                f"no chosen notebook has a parameter {name!r}. There is: {', '.join(known) or '(none)'}"
+                f"no chosen notebook has a parameter {name!r}. There is: {', '.join(known) or '(none)'}{near}"
             )
+    for names in declared.values():
+        for name in parameters.keys() & names.keys():
+            _check_value(name, parameters[name], names[name])
+    _check_output(output)
     if profile is not None:
         parameters = {"profile": profile, **parameters}
     return [
@@ -106,6 +120,37 @@ def plan(
         )
         for path, names in declared.items()
     ]
+
+
+def _check_value(name: str, value: Any, default: str) -> None:
+    """Refuse a value that a notebook would only stumble over later; ``default`` is as written in it."""
+    try:
+        kind = type(ast.literal_eval(default))
+    except (ValueError, SyntaxError):
+        kind = None  # an expression: anything may be meant
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if name in COUNTS:
+        wanted, fits = "a whole number of at least 1", number and isinstance(value, int) and value >= 1
+    elif name in WIDTHS:
+        wanted, fits = "a number above 0", (number and value > 0) or (value is None and default == "None")
+    elif kind in (int, float):
+        wanted, fits = "a number", number
+    elif kind in (bool, str, list, dict):
+        words = {bool: "true or false", str: "a text (in quotes where it looks like a number)"}
+        wanted, fits = words.get(kind, f"a {kind.__name__}"), isinstance(value, kind)
+    else:
+        return
+    if not fits:
+        raise WorkbookError(f"parameter {name}: expected {wanted}, like its default {default}, got {value!r}")
+
+
+def _check_output(output: Path) -> None:
+    try:
+        with write_atomically(output / "probe") as temporary:
+            temporary.touch()
+        (output / "probe").unlink(missing_ok=True)
+    except OSError as error:
+        raise WorkbookError(f"--output: cannot write to the folder {output} ({error}); choose another") from error
 
 
 def execute(

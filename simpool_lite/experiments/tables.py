@@ -1,0 +1,87 @@
+"""Reading the store's tables: many small Parquet files, written by several processes, some of them damaged."""
+
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .config import PROTOCOL
+
+SHOWN = 5  # files or runs a warning names
+COMPARED = ["top1", "loss"]  # what two runs of one configuration must agree in; times may differ
+
+
+def read_tables(folders: tuple[Path, ...], pattern: str, columns: list[str], needed: list[str]) -> pd.DataFrame:
+    """The rows of all Parquet files in some folders, in the order of folders and names.
+
+    A file that is damaged or is none of ours is left where it is and named in a warning.
+
+    Args:
+        folders: where to look.
+        pattern: of the names in each folder.
+        columns: of the table; a file may have fewer.
+        needed: columns that a file of ours has.
+    """
+    # Dot files are records that another process is still writing.
+    files = [f for folder in folders for f in sorted(folder.glob(pattern)) if not f.name.startswith(".")]
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(lambda file: _read(file, needed), files))
+    tables = [table for table in found if isinstance(table, pa.Table)]
+    refused = [f"{file} ({table})" for file, table in zip(files, found, strict=True) if isinstance(table, str)]
+    if refused:
+        _warn(f"{len(refused)} of {len(files)} files are not read; repair or remove them: {_some(refused)}")
+    if not tables:
+        return pd.DataFrame(columns=columns)
+    try:
+        table = pa.concat_tables(tables, promote_options="permissive").to_pandas()
+    except pa.ArrowException:  # files whose columns have types that do not go together
+        table = pd.concat([table.to_pandas() for table in tables], ignore_index=True)
+    return table.reindex(columns=columns)
+
+
+def _read(file: Path, needed: list[str]) -> pa.Table | str:
+    """A file's table, or why there is none."""
+    try:
+        # A fifth of the time of pandas for a file of one row; threads inside such a table would only cost.
+        table = pq.ParquetFile(pa.BufferReader(file.read_bytes()), pre_buffer=False).read(use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        empty = file.is_file() and not file.stat().st_size
+        return "empty" if empty else str(error).partition("\n")[0]
+    lacking = [name for name in needed if name not in table.column_names]
+    return f"without the column {lacking[0]}" if lacking else table
+
+
+def one_per_run(records: pd.DataFrame) -> pd.DataFrame:
+    """One record for each configuration: a finished one before a failed one, then the newest.
+
+    Two finished records of one configuration with different results are a warning: their seeds, versions or machines
+    did not make them the same. Records of a newer protocol are left out with a warning, as this version does not know
+    what they mean.
+    """
+    newer = pd.to_numeric(records.protocol, errors="coerce") > PROTOCOL
+    if newer.any():
+        _warn(
+            f"{newer.sum()} records of protocol {records.protocol[newer].max()} are left out, this version knows "
+            f"{PROTOCOL}; use a newer version of simpool_lite to read them"
+        )
+        records = records[~newer]
+    finished = records[records.status == "ok"]
+    values = finished.groupby("config_hash")[COMPARED].nunique()
+    if different := list(values.index[(values > 1).any(axis=1)]):
+        _warn(
+            f"{len(different)} configurations have finished records with different results, the newest counts: "
+            f"{_some(different)}"
+        )
+    order = records.assign(ok=records.status == "ok").sort_values(["ok", "started"], ascending=False, kind="stable")
+    return records.loc[order.drop_duplicates("config_hash").index.sort_values()].reset_index(drop=True)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def _warn(text: str) -> None:
+    warnings.warn(f"store: {text}", stacklevel=4)
