@@ -1,8 +1,5 @@
 """A photograph and a model's map over it: what is read from files, what the model is given, what is drawn."""
 
-import subprocess
-import sys
-
 import matplotlib as mpl
 import numpy as np
 import pytest
@@ -229,14 +226,6 @@ def test_nothing_of_the_callers_changes(model, style):
         assert dict(mpl.rcParams) == before
         assert same_color(figure.get_facecolor(), before["figure.facecolor"])
     assert model.training == training and model.patch_embed.img_size == (48, 48)
-
-
-def test_it_does_not_wait_for_the_packages_of_other_figures():
-    code = (
-        "import sys; from simpool_lite.figures import show_attention; print({'seaborn', 'pandas'} & set(sys.modules))"
-    )
-    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    assert loaded.strip() == "set()"
 
 
 @pytest.mark.parametrize(
