@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 # How much of the positions a CPU centres at a time, in bytes of float32: what its cache holds.
 CHUNK_BYTES = 6 * 2**20
@@ -42,11 +43,19 @@ def attend(
         added; all in the dtype of the queries.
 
     Derivatives of any order are right. The first needs no memory of the positions' size but for their own
-    gradient; higher ones are those of the plain formula.
+    gradient; higher ones are those of the plain formula, and so is everything under the transforms of `torch.func`.
     """
     if torch.compiler.is_compiling():
         return _Fusible.apply(tokens, queries, norm_keys, norm_values, eps)
+    if _transformed():
+        return _formula(tokens, queries, norm_keys, norm_values, eps)
     return _Attend.apply(tokens, queries, norm_keys, norm_values, eps)
+
+
+def _transformed() -> bool:
+    """Whether `torch.func` (grad, vmap, jvp, ...) or forward-mode differentiation is at work, which need a formula."""
+    # torch has no public name for either; the first is what its own `Function.apply` asks.
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _formula(tokens: Tensor, queries: Tensor, norm_keys: bool, norm_values: bool, eps: float) -> tuple[Tensor, ...]:
@@ -177,7 +186,8 @@ def _rows(weights: Tensor, rows: Tensor) -> Tensor:
 
 def average(tokens: Tensor, dtype: torch.dtype) -> Tensor:
     """GAP(X): tokens ``(B, N, d)`` to ``(B, d)``; the gradient is a view, where torch's own is as large as X."""
-    return tokens.mean(1, dtype=dtype) if torch.compiler.is_compiling() else _Average.apply(tokens, dtype)
+    plain = torch.compiler.is_compiling() or _transformed()
+    return tokens.mean(1, dtype=dtype) if plain else _Average.apply(tokens, dtype)
 
 
 class _Average(torch.autograd.Function):

@@ -185,7 +185,8 @@ def softmax_over_vectors(scale: float = 1.0, eps: float = 0.0) -> Part:
 
 @part(r"\eta_2(\arg\max_1(S))")
 def hard_assignment(S: Tensor) -> Tensor:
-    nearest = F.one_hot(S.argmax(-2), S.shape[-2]).mT.to(S.dtype)
+    numbers = torch.arange(S.shape[-2], device=S.device).unsqueeze(-1)
+    nearest = (S.argmax(-2, keepdim=True) == numbers).to(S.dtype)
     return l1_normalize(nearest.masked_fill(S.isnan(), math.nan), dim=-1)  # nothing is nearest to NaN
 
 
@@ -248,7 +249,10 @@ def power_mean(V: Tensor, A: Tensor, exponent: float | Tensor) -> Tensor:
     unseen = A == 0
     with torch.no_grad():  # the mean is the same whatever it is divided by
         largest, smallest = V.masked_fill(unseen, 0).amax(-2), V.masked_fill(unseen, math.inf).amin(-2)
-        unit = torch.where(torch.as_tensor(exponent > 0, device=V.device), largest, smallest)
+        if isinstance(exponent, Tensor):
+            unit = torch.where(exponent > 0, largest, smallest)
+        else:
+            unit = largest if exponent > 0 else smallest
         unit = unit.clamp_min(torch.finfo(V.dtype).tiny)
     ratios = (V / unit.unsqueeze(-2)).masked_fill(unseen, 1)
     return unit * (A * ratios.pow(exponent)).sum(-2).pow(1 / exponent)

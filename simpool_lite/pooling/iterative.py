@@ -7,7 +7,6 @@ import math
 from typing import get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checks import check_choice, check_int, check_number
@@ -91,10 +90,11 @@ class KMeans(_Vectors):
             mean = tokens.mean(1, keepdim=True)
             centred, centres = tokens - mean, start - mean
             latest = centred.new_zeros(len(tokens), self.k, tokens.shape[1])  # weights when there were members
+            numbers = torch.arange(self.k, device=tokens.device)
             for _ in range(self.iterations):
                 # The least |x - u|^2 is the largest x . u - |u|^2 / 2.
                 closeness = centred @ centres.mT - centres.square().sum(-1).unsqueeze(1) / 2  # (B, N, k)
-                members = F.one_hot(closeness.argmax(-1), self.k).to(tokens.dtype)
+                members = (closeness.argmax(-1, keepdim=True) == numbers).to(tokens.dtype)  # one-hot, under vmap, too
                 members = members.masked_fill(closeness.isnan(), math.nan).mT  # nothing is nearest to NaN
                 count = members.sum(-1, keepdim=True)
                 attention = members / count.clamp_min(1)
