@@ -74,10 +74,17 @@ class ConvStem(nn.Module):
     """
 
     def __init__(
-        self, img_size: int | tuple[int, int], patch_size: int, in_chans: int, embed_dim: int, **_: object
+        self,
+        img_size: int | tuple[int, int],
+        patch_size: int,
+        in_chans: int,
+        embed_dim: int,
+        strict_img_size: bool = True,
+        output_fmt: str | None = None,
+        **_: object,
     ) -> None:
         super().__init__()
-        self.img_size = to_2tuple(img_size)
+        self.img_size, self.strict, self.as_grid = to_2tuple(img_size), strict_img_size, output_fmt == "NHWC"
         if patch_size != 8 or any(side < 8 or side % 8 for side in self.img_size):
             raise ValueError(f"img_size: expected a multiple of 8 (patch_size 8), got {img_size}, {patch_size}")
         self.patch_size, self.grid_size = (8, 8), tuple(side // 8 for side in self.img_size)
@@ -91,9 +98,10 @@ class ConvStem(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-2:] != self.img_size:
+        if self.strict and x.shape[-2:] != self.img_size:
             raise ValueError(f"images: expected {self.img_size} pixels (img_size), got {tuple(x.shape[-2:])}")
-        return self.convs(x).flatten(2).transpose(1, 2)
+        grid = self.convs(x).permute(0, 2, 3, 1)
+        return grid if self.as_grid else grid.flatten(1, 2)  # timm asks for the grid with dynamic_img_size
 
 
 @register_model
