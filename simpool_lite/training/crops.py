@@ -12,7 +12,7 @@ class MultiCrop(nn.Module):
     """Two large and several small random crops of each image of a batch, for DINO.
 
     Kornia draws the random numbers per image and computes where the images are (torchvision's transforms treat all
-    images of a batch alike). As in DINO's code half of the crops are mirrored, and their colours jittered or taken away;
+    images of a batch alike). As in DINO's code half of the crops are mirrored, and colours are jittered or taken away;
     blurred are the first large ones, a tenth of the second ones and half of the small ones; a fifth of the second ones
     are solarised.
 

@@ -107,7 +107,7 @@ class DINOLoss(nn.Module):
         self.register_buffer("center", torch.zeros(outputs))
 
     def forward(self, student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss, the teacher's entropy and their difference, the KL, of outputs ``(V * B, K)`` and ``(2 * B, K)``."""
+        """The loss, the teacher's entropy and their difference, KL, of outputs ``(V * B, K)`` and ``(2 * B, K)``."""
         count = len(teacher) // 2
         log_p = F.log_softmax(student / self.student_temperature, -1).unflatten(0, (-1, count))
         q = F.softmax((teacher - self.center) / temperature, -1).unflatten(0, (2, count))
@@ -168,7 +168,7 @@ def pretrain(
 ) -> tuple[nn.Module, list[dict[str, float]]]:
     """Pre-train a backbone by DINO; the labels are not looked at.
 
-    The defaults are DINO's for a ViT-S and 100 epochs. The published order of SimPool is ``norm_first=False``, and a ViT
+    The defaults are DINO's for a ViT-S and 100 epochs. The published order of SimPool is ``norm_first=False``; a ViT
     needs ``dynamic_img_size=True`` for crops of two sizes. Several processes share the batch as in
     :mod:`simpool_lite.training.supervised`.
 
@@ -319,9 +319,9 @@ def _check_health(row: dict[str, float], outputs: int) -> None:
         raise FloatingPointError(f"the loss is {row['loss']} in epoch {row['epoch']}; lower the learning rate, or clip")
     if row["kl"] < SMALLEST_KL or row["spread"] < SMALLEST_SPREAD:
         raise RuntimeError(
-            f"collapsed in epoch {row['epoch']}, the same for every image: KL {row['kl']:.2g}, spread {row['spread']:.2g}, "
-            f"entropy {row['entropy']:.3g} of at most {math.log(outputs):.3g}; lower the teacher's temperature or the "
-            "learning rate, raise the momentum, or freeze the last layer for longer"
+            f"collapsed in epoch {row['epoch']}, the same for every image: KL {row['kl']:.2g}, "
+            f"spread {row['spread']:.2g}, entropy {row['entropy']:.3g} of at most {math.log(outputs):.3g}; lower the "
+            "teacher's temperature or the learning rate, raise the momentum, or freeze the last layer for longer"
         )
 
 
