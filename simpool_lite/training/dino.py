@@ -13,6 +13,7 @@ from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from accelerate.utils import broadcast, set_seed
@@ -192,7 +193,7 @@ def pretrain(
         crops: arguments of :class:`MultiCrop`.
         head: arguments of :class:`ProjectionHead`.
         seed: of the order of the images, the crops and the head.
-        folder: where ``checkpoint.pt`` is written after each epoch and from which the same call goes on.
+        folder: of ``curve.csv`` and ``checkpoint.pt``, written after each epoch. The same call goes on from there.
         after_epoch: measures the teacher's backbone, the same on every process; its figures become part of the curve.
         workers: processes that load images.
         progress: show a bar over the steps.
@@ -214,7 +215,7 @@ def pretrain(
         raise ValueError(f"model: expected features, got {model.num_classes} logits; create it with num_classes=0")
     with accelerator_on(device) as accelerator:
         set_seed(seed)
-        augment = MultiCrop(data.mean, data.std, **crops or {})
+        augment = MultiCrop(data.mean, data.std, **crops or {}).to(accelerator.device)
         student = Network(model, ProjectionHead(_width(model, augment.global_size), **head or {}))
         student = student.to(accelerator.device, memory_format=torch.channels_last)
         teacher = copy.deepcopy(student).requires_grad_(False)
@@ -238,7 +239,7 @@ def pretrain(
         rising = round(warmup * steps)
 
         path = None if folder is None else Path(folder) / "checkpoint.pt"
-        settings["model"] = getattr(model, "create_config", None)
+        settings |= {"images": len(data), "model": getattr(model, "create_config", None)}
         parts = {"student": student, "teacher": teacher, "loss": criterion, "optimizer": optimizer}
         curve = _load(path, settings, parts)
         hidden = not (progress and accelerator.is_main_process)
@@ -342,6 +343,8 @@ def _load(path: Path | None, settings: dict, parts: dict) -> list[dict[str, floa
 
 
 def _save(path: Path, settings: dict, parts: dict, curve: list[dict[str, float]]) -> None:
+    with write_atomically(path.with_name("curve.csv")) as temporary:
+        pd.DataFrame(curve).to_csv(temporary, index=False)
     state = {name: part.state_dict() for name, part in parts.items()}
     with write_atomically(path) as temporary:
         torch.save(state | {"settings": json.dumps(settings, default=str), "curve": curve}, temporary)

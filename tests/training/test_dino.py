@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -234,7 +235,8 @@ def test_a_run_goes_on_where_it_stopped(whole, data, tmp_path):
     model = tiny()
     teacher, curve = run(model, data, folder=tmp_path)
     assert [{**row, "figure": row["epoch"]} for row in curve] == whole.curve
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "curve.csv"]
+    assert pd.read_csv(tmp_path / "curve.csv").to_dict("records") == [pytest.approx(row) for row in curve]
     for resumed, straight in ((teacher, whole.teacher), (model, whole.model)):
         torch.testing.assert_close(resumed.state_dict(), straight.state_dict(), rtol=0, atol=0)
     # What is finished is returned as it was.
