@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from simpool_lite import create_model, load_data
+from simpool_lite.training import dino
 from simpool_lite.training.crops import MultiCrop
 from simpool_lite.training.dino import DINOLoss, ProjectionHead, cosine, linear, pretrain
 
@@ -260,7 +261,7 @@ def test_seeds(data):
 
 
 class Constant(nn.Module):
-    """Features that are almost the same for all images."""
+    """Features that are the same for all images, or with a scale above zero nearly so."""
 
     def __init__(self, scale: float) -> None:
         super().__init__()
@@ -270,13 +271,16 @@ class Constant(nn.Module):
         return self.linear(1 + self.scale * images.mean((2, 3)))
 
 
-def test_a_collapse_ends_the_run(data):
+def test_a_collapse_ends_the_run(data, whole, monkeypatch):
     torch.manual_seed(0)
     with pytest.raises(RuntimeError, match=r"collapsed in epoch 1, the same for every image: .* spread 0, entropy"):
         run(Constant(0.0), data)
     torch.manual_seed(0)
-    _, curve = run(Constant(1.0), data)
+    _, curve = run(Constant(1.0), data, epochs=1)
     assert curve[-1]["spread"] > 0.01
+    monkeypatch.setattr(dino, "SMALLEST_KL", whole.curve[0]["kl"] * 1.01)  # the bound on the outputs
+    with pytest.raises(RuntimeError, match="collapsed in epoch 1"):
+        run(tiny(), data)
     with pytest.raises(FloatingPointError, match="the loss is nan in epoch"):
         run(tiny(), data, learning_rate=1e30, warmup=0.0, freeze_last_layer=0)
 
