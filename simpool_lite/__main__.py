@@ -226,6 +226,7 @@ def _dino(options: argparse.Namespace) -> int:
         "'{\"gamma\": 2.0}' --data-root path/to/photographs --workers 8",
         allow_abbrev=False,
     )
+    parser.add_argument("--config", action="config", help="JSON file of options, such as those in data/recipes")
     fields = parser.add_class_arguments(
         RunConfig, skip={"norm_first", "pretrained", "seed", "epochs", "batch_size", "learning_rate", "weight_decay"}
     )
@@ -234,6 +235,7 @@ def _dino(options: argparse.Namespace) -> int:
     parser.set_defaults(dataset="folder", epochs=100, batch_size=256, learning_rate=5e-4)
     chosen = vars(parser.parse_args(_as_in_python(options.others)))
     config, folder = RunConfig(**{name: chosen.pop(name) for name in fields}), chosen.pop("output")
+    del chosen["config"]
     folder = folder or Path("runs", f"dino-{config.backbone}-{config.pool}")
     try:
         path, curve = pretrain_and_save(config, folder, **chosen)

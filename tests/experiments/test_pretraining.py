@@ -1,13 +1,21 @@
-"""The command ``dino``: from a folder of images to a saved backbone."""
+"""The command ``dino``: from a folder of images to a saved backbone; the published recipes."""
+
+import inspect
+import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
 from PIL import Image
 
-from simpool_lite import load_model
+from simpool_lite import create_model, load_model
 from simpool_lite.__main__ import main
+from simpool_lite.files import repository_root
+from simpool_lite.training.crops import MultiCrop
+from simpool_lite.training.dino import ProjectionHead, pretrain
 
 OPTIONS = [
     "--crops",
@@ -66,3 +74,33 @@ def test_wrong_use(tmp_path, capsys):
     assert "data_root: 'folder' needs a folder" in capsys.readouterr().err
     assert main([*command, "--data-root", str(tmp_path / "nowhere")]) == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("recipe", "rate"), [("dino-vit-small", 5e-4), ("dino-resnet50", 0.3), ("dino-convnext-small", 1e-3)]
+)
+def test_the_published_recipes_are_configurations(monkeypatch, recipe, rate):
+    calls = []
+    monkeypatch.setattr(
+        "simpool_lite.experiments.pretraining.pretrain_and_save",
+        lambda config, folder, **options: calls.append((config, folder, options)) or (folder, [{"epoch": 100}]),
+    )
+    path = repository_root() / "data" / "recipes" / f"{recipe}.json"
+    assert main(["dino", "--config", str(path), "--data-root", "imagenet", "--seed", "3"]) == 0
+    (config, folder, options), recorded = calls[0], json.loads(path.read_text())
+    assert folder == Path("runs", f"dino-{config.backbone}-simpool")
+    inspect.signature(pretrain).bind(None, None, **options)
+    assert options["seed"] == 3 and options["learning_rate"] == pytest.approx(rate * options["batch_size"] / 256)
+    for name, value in recorded.items():
+        chosen = options[name] if name in options else getattr(config, name)
+        assert (list(chosen) if isinstance(chosen, tuple) else chosen) == value
+    MultiCrop((0.5,) * 3, (0.5,) * 3, **options["crops"])
+    with torch.device("meta"):
+        model = create_model(config.backbone, config.pool, 0, pool_kwargs=config.pool_kwargs, **config.model_options)
+        ProjectionHead(model.num_features, **options["head"])
+
+
+def test_the_supervised_recipes_are_of_models_that_timm_knows():
+    recipes = list((repository_root() / "data" / "recipes").glob("supervised-*.json"))
+    models = {json.loads(path.read_text())["model"] for path in recipes}
+    assert len(models) == 3 and models <= set(timm.list_models("*_simpool"))
