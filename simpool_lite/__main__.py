@@ -20,11 +20,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0, 1 (a notebook failed), 2 (wrong use), 130 (Ctrl-C)."""
     parser = argparse.ArgumentParser(prog="python -m simpool_lite", description="The SimPool workbook.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (add_run, add_list, add_record, add_train):
+    for add in (add_run, add_list, add_record, add_train, add_dino):
         add(commands)
     options, unknown = parser.parse_known_args(arguments)
     options.others = unknown
-    if unknown and options.function is not _train:  # which reads its options itself
+    if unknown and options.function not in (_train, _dino):  # which read their options themselves
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         return options.function(options)
@@ -183,9 +183,7 @@ def _train(options: argparse.Namespace) -> int:
     fields = parser.add_class_arguments(RunConfig)
     parser.add_argument("--store", required=True, metavar="DIR", help="folder of the record")
     parser.add_function_arguments(train_and_record, skip={"config", "store_folder"})
-    # The library names options as Python does; a command line may write --pool-kwargs, too.
-    words = [re.sub(r"^--[\w-]+", lambda m: "--" + m[0][2:].replace("-", "_"), word) for word in options.others]
-    chosen = vars(parser.parse_args(words))
+    chosen = vars(parser.parse_args(_as_in_python(options.others)))
     config, folder = RunConfig(**{name: chosen.pop(name) for name in fields}), chosen.pop("store")
     try:
         store = Store(folder)
@@ -209,6 +207,60 @@ def _train(options: argparse.Namespace) -> int:
     finally:
         if is_distributed():
             distributed.destroy_process_group()
+
+
+def add_dino(commands: argparse._SubParsersAction) -> None:
+    """Add the parser of ``dino``."""
+    parser = commands.add_parser("dino", add_help=False, help="pre-train one backbone without labels")
+    parser.set_defaults(function=_dino)
+
+
+def _dino(options: argparse.Namespace) -> int:
+    """Pre-train a backbone: its options are those of RunConfig that say which model and data, and those of pretrain."""
+    import jsonargparse
+    from torch import distributed
+
+    from .experiments.config import RunConfig
+    from .experiments.pretraining import pretrain_and_save
+    from .experiments.run import is_distributed, rank
+    from .training.dino import pretrain
+
+    parser = jsonargparse.ArgumentParser(
+        prog="python -m simpool_lite dino",
+        description="Pre-train one backbone by DINO. Of an output folder the teacher's backbone becomes "
+        "model.safetensors, the figures of each epoch curve.csv. The same command goes on with a run that was stopped, "
+        "from its last epoch. Several processes train one backbone as with `train`.",
+        epilog="example:  python -m simpool_lite dino --backbone resnet50 --pool simpool --pool-kwargs "
+        "'{\"gamma\": 2.0}' --data-root path/to/photographs --workers 8",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action="config", help="JSON file of options, such as those in data/recipes")
+    fields = parser.add_class_arguments(
+        RunConfig, skip={"norm_first", "pretrained", "seed", "epochs", "batch_size", "learning_rate", "weight_decay"}
+    )
+    parser.add_argument("--output", metavar="DIR", help="folder to write (runs/dino-BACKBONE-POOL)")
+    parser.add_function_arguments(pretrain, skip={"model", "data", "folder", "after_epoch"})
+    parser.set_defaults(dataset="folder", epochs=100, batch_size=256, learning_rate=5e-4)
+    chosen = vars(parser.parse_args(_as_in_python(options.others)))
+    config, folder = RunConfig(**{name: chosen.pop(name) for name in fields}), chosen.pop("output")
+    del chosen["config"]
+    folder = folder or Path("runs", f"dino-{config.backbone}-{config.pool}")
+    try:
+        path, curve = pretrain_and_save(config, folder, **chosen)
+        if rank() == 0:
+            figures = ", ".join(f"{name} {value:.3g}" for name, value in curve[-1].items())
+            print(f"{figures}, see {path}")
+        return 0
+    except (ValueError, FileNotFoundError) as error:
+        return _wrong(error)
+    finally:
+        if is_distributed():
+            distributed.destroy_process_group()
+
+
+def _as_in_python(words: Sequence[str]) -> list[str]:
+    """jsonargparse names options as Python does; a command line may write --pool-kwargs, too."""
+    return [re.sub(r"^--[\w-]+", lambda m: "--" + m[0][2:].replace("-", "_"), word) for word in words]
 
 
 def _add_notebooks(parser: argparse.ArgumentParser) -> None:

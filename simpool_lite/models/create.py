@@ -69,7 +69,7 @@ def create_model(
     img_size = _pixels(img_size)
     _check_backbone(backbone)
     needs_class_token = pool == "cls" or (pool_kwargs or {}).get("init") == "cls"
-    has_choice = _takes_class_token(backbone)
+    has_choice = takes(backbone, "class_token")
     if has_choice and not needs_class_token and not pretrained and not {"class_token", "global_pool"} & {*timm_kwargs}:
         timm_kwargs |= {"class_token": False, "global_pool": "avg"}
     make = _class_token_backbone if needs_class_token else _timm_backbone
@@ -111,12 +111,16 @@ def _check_backbone(name: str) -> None:
         raise ValueError(f"backbone: expected convnet_micro, vit_micro or a timm model, got {name!r}{hint}")
 
 
-def _takes_class_token(backbone: str) -> bool:
-    """Whether timm's class of that backbone can be made without a class token (ViT, Eva; not Beit, DeiT distilled)."""
+def takes(backbone: str, argument: str) -> bool:
+    """Whether timm's class of that backbone has the argument.
+
+    With "class_token" it can be made without one (ViT, Eva; not Beit, DeiT distilled), with "dynamic_img_size" it can
+    take images of any size.
+    """
     if ":" in backbone:
         return False
     cls = timm.model_entrypoint(backbone.split(".")[0]).__annotations__.get("return")
-    return isinstance(cls, type) and "class_token" in inspect.signature(cls).parameters
+    return isinstance(cls, type) and argument in inspect.signature(cls).parameters
 
 
 def _check_patches(model: nn.Module, img_size: int | tuple[int, int] | None) -> None:

@@ -74,10 +74,18 @@ class ConvStem(nn.Module):
     """
 
     def __init__(
-        self, img_size: int | tuple[int, int], patch_size: int, in_chans: int, embed_dim: int, **_: object
+        self,
+        img_size: int | tuple[int, int],
+        patch_size: int,
+        in_chans: int,
+        embed_dim: int,
+        strict_img_size: bool = True,
+        output_fmt: str | None = None,
+        **_: object,
     ) -> None:
         super().__init__()
         self.set_input_size(img_size, patch_size)
+        self.strict, self.as_grid = strict_img_size, output_fmt == "NHWC"
         self.convs = nn.Sequential(
             ConvNormAct(in_chans, embed_dim // 3, 3, stride=2),
             ConvNormAct(embed_dim // 3, 2 * embed_dim // 3, 3, stride=2),
@@ -95,9 +103,10 @@ class ConvStem(nn.Module):
         self.num_patches = self.grid_size[0] * self.grid_size[1]
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-2:] != self.img_size:
+        if self.strict and x.shape[-2:] != self.img_size:
             raise ValueError(f"images: expected {self.img_size} pixels (img_size), got {tuple(x.shape[-2:])}")
-        return self.convs(x).flatten(2).transpose(1, 2)
+        grid = self.convs(x).permute(0, 2, 3, 1)
+        return grid if self.as_grid else grid.flatten(1, 2)  # timm asks for the grid with dynamic_img_size
 
 
 @register_model
