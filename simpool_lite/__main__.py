@@ -236,7 +236,19 @@ def _dino(options: argparse.Namespace) -> int:
     )
     parser.add_argument("--config", action="config", help="JSON file of options, such as those in data/recipes")
     fields = parser.add_class_arguments(
-        RunConfig, skip={"norm_first", "pretrained", "seed", "epochs", "batch_size", "learning_rate", "weight_decay"}
+        RunConfig,
+        skip={
+            "norm_first",
+            "pretrained",
+            "seed",
+            "epochs",
+            "batch_size",
+            "learning_rate",
+            "weight_decay",
+            "regime",
+            "measured_on",
+            "trunk",
+        },
     )
     parser.add_argument("--output", metavar="DIR", help="folder to write (runs/dino-BACKBONE-POOL)")
     parser.add_function_arguments(pretrain, skip={"model", "data", "folder", "after_epoch"})
