@@ -20,11 +20,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0, 1 (a notebook failed), 2 (wrong use), 130 (Ctrl-C)."""
     parser = argparse.ArgumentParser(prog="python -m simpool_lite", description="The SimPool workbook.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (add_run, add_list, add_record, add_train, add_dino):
+    for add in (add_run, add_list, add_record, add_train, add_dino, add_probe):
         add(commands)
     options, unknown = parser.parse_known_args(arguments)
     options.others = unknown
-    if unknown and options.function not in (_train, _dino):  # which read their options themselves
+    if unknown and options.function not in (_train, _dino, _probe):  # which read their options themselves
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         return options.function(options)
@@ -268,6 +268,47 @@ def _dino(options: argparse.Namespace) -> int:
     finally:
         if is_distributed():
             distributed.destroy_process_group()
+
+
+def add_probe(commands: argparse._SubParsersAction) -> None:
+    """Add the parser of ``probe``."""
+    parser = commands.add_parser("probe", add_help=False, help="train poolings on the frozen features of a backbone")
+    parser.set_defaults(function=_probe)
+
+
+def _probe(options: argparse.Namespace) -> int:
+    """Probe a backbone: its options are the arguments of probe_backbone."""
+    import jsonargparse
+
+    from .experiments.probing import BASELINE, probe_backbone
+    from .experiments.store import Store
+    from .figures import decisions
+    from .measure.decide import decide, in_sentences
+
+    parser = jsonargparse.ArgumentParser(
+        prog="python -m simpool_lite probe",
+        description="Train poolings on the frozen features of a timm backbone and compare each with GAP (the linear "
+        "probe). Writes records, table.csv and picture.png. The same command goes on with what was stopped.",
+        epilog="example:  python -m simpool_lite probe --backbone resnet50 --data-root path/to/photographs",
+        allow_abbrev=False,
+    )
+    parser.add_function_arguments(probe_backbone, skip={"store"})
+    parser.add_argument("--margin", type=float, default=0.5, help="smallest difference that would matter, in points")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write (runs/probe-BACKBONE)")
+    chosen = vars(parser.parse_args(_as_in_python(options.others)))
+    folder, margin = chosen.pop("output") or Path("runs", f"probe-{chosen['backbone']}"), chosen.pop("margin")
+    try:
+        runs = probe_backbone(store=Store(folder), **chosen)
+        if (runs.status == "failed").all():
+            return _wrong(runs.reason.iloc[0])
+        table = decide(runs, BASELINE, margin)
+    except (ValueError, FileNotFoundError) as error:
+        return _wrong(error)
+    table.to_csv(folder / "table.csv")
+    title = f"{chosen['backbone']}, frozen: poolings beside GAP"
+    decisions({"": table}, title, "difference to GAP (points)").savefig(folder / "picture.png", dpi=150)
+    print(f"{in_sentences(table, BASELINE)}\nsee {folder}")
+    return 0
 
 
 def _as_in_python(words: Sequence[str]) -> list[str]:

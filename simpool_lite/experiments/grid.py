@@ -38,7 +38,8 @@ class Grid:
         keep_models: runs of seeds below this keep their trained model; one that is done without is done again.
         baseline: the variant that the others are compared with.
         trunk: for the regime "head": fields of the trunk's configuration. Its seeds are the first
-            :data:`TRUNK_SEEDS`, in turn; each seed of the heads has training images of its own.
+            :data:`TRUNK_SEEDS`, in turn; with no epochs it is a published network as it comes. On photo-digits each
+            seed of the heads has training images of its own.
 
     >>> variants = {"GAP": {"pool": "gap"}, "SimPool": {"pool": "simpool"}}
     >>> grid = Grid("demo", {"backbone": "vit_micro"}, variants, seeds=2)
@@ -65,10 +66,14 @@ class Grid:
         """The configuration of one run."""
         fields = self.base | self.variants[variant] | {"seed": seed}
         if self.trunk is not None:
-            fields["trunk"] = self.trunk | {"seed": seed % TRUNK_SEEDS}
+            fields["trunk"] = self.trunk | {"seed": seed % TRUNK_SEEDS if self.trains_trunks else 0}
             if fields.get("dataset", "photo-digits") == "photo-digits":  # the trunk has seen the images of seed 0
                 fields["data_options"] = fields.get("data_options", {}) | {"seed": 1 + seed}
         return RunConfig(**fields)
+
+    @property
+    def trains_trunks(self) -> bool:
+        return self.trunk is not None and self.trunk.get("epochs") != 0
 
     def trunks(self) -> "Grid":
         """The networks that give the features, as a grid of their own."""
@@ -217,7 +222,7 @@ def _compute(
     if not jobs:
         return
     store.check_writable()
-    if grid.trunk is not None:
+    if grid.trains_trunks:
         how = {"workers": workers, "client": client, "device": device, "compile": compile}
         run(grid.trunks(), store, **how, progress=progress)
         for job in jobs:

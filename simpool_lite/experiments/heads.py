@@ -12,10 +12,10 @@ from ..datasets import LabelledImages
 from ..device import resolve_device
 from ..measure.attention import map_figures
 from ..models import load_model
-from ..training.features import Features, features_in_batches
+from ..training.features import Features, cached_features, features_in_batches
 from ..training.probes import Head, measure_head, train_heads
 from .config import RunConfig
-from .run import load_split
+from .run import load_split, make_model
 from .store import Store, make_record
 
 
@@ -28,7 +28,7 @@ def share_a_pass(config: RunConfig) -> str:
 def record_heads(
     configs: list[RunConfig],
     labels: list[dict],
-    trunk_file: str | Path,
+    trunk_file: str | Path | None,
     store_folder: str | Path,
     device: str = "auto",
     progress: bool = True,
@@ -38,16 +38,23 @@ def record_heads(
     Args:
         configs: of the heads.
         labels: per head the labels of its record, see :func:`~simpool_lite.experiments.store.make_record`.
-        trunk_file: the trained network that gives the features.
+        trunk_file: the trained network that gives the features; None for a published one, whose features are kept in
+            the cache folder.
         store_folder: of the :class:`~simpool_lite.experiments.store.Store` for the records.
         device: "auto" is cuda, then mps, then cpu.
         progress: show a bar over the epochs.
     """
     store, config, device = Store(store_folder), configs[0], resolve_device(device)
     try:
-        trunk = load_model(trunk_file).to(device)
         data = load_split(config, config.measured_on)
-        train, test = (frozen_features(trunk, part, device) for part in (load_split(config, "train"), data))
+        set_seed(config.trunk_config().seed)  # of what has no published weights
+        trunk = make_model(config.trunk_config(), data) if trunk_file is None else load_model(trunk_file)
+        train, test = (
+            cached_features(trunk, part, device=device.type, progress=progress)
+            if trunk_file is None
+            else frozen_features(trunk.to(device), part, device)
+            for part in (load_split(config, "train"), data)
+        )
     except Exception as error:
         _fail(configs, store, labels, error)
         return

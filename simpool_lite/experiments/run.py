@@ -186,7 +186,8 @@ def load_split(config: RunConfig, split: str, at_most: int = TEST_IMAGES) -> Lab
         return load_data(config.dataset, split, target=config.target, **options)
     timm_config = timm.get_pretrained_cfg(config.backbone)
     form = {"image_size": timm_config.input_size[-1], "mean": timm_config.mean, "std": timm_config.std}
-    form |= {"without_val": config.regime != "epochs"} | config.data_options
+    form |= {"without_val": config.regime != "epochs"} | ({"augment": False} if config.regime == "head" else {})
+    form |= config.data_options
     return load_data(config.dataset, split, data_root=config.data_root, **form)
 
 

@@ -1,0 +1,74 @@
+"""Which pooling gets most out of a frozen backbone: attentive probing of one's own backbone and images."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from ..checks import check_choice
+from ..pooling import list_pools
+from .grid import Grid, run
+from .search import SEARCH_SEEDS, best_rates
+from .store import Store
+
+RATES = (1e-3, 3e-3, 1e-2)
+BASELINE = "gap"  # with a linear classifier behind it: the linear probe
+
+
+def probe_backbone(
+    backbone: str,
+    store: Store,
+    *,
+    pools: Sequence[str] = ("all",),
+    dataset: str = "folder",
+    data_root: str | None = None,
+    target: str | None = None,
+    pretrained: bool = True,
+    epochs: int = 6,
+    batch_size: int = 128,
+    seeds: int = 5,
+    precision: float | None = None,
+    budget: str | None = None,
+    device: str = "auto",
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Train poolings on the frozen features of a backbone, each at the best of three rates on validation images.
+
+    The features are computed once and kept in the cache folder; heads share each pass over them. Every head is a
+    record of its own: what is cut goes on where it stopped.
+
+    Args:
+        backbone: of timm.
+        store: where the records go.
+        pools: names of poolings, or "all": GAP, SimPool and the family "probing".
+        dataset: of :func:`~simpool_lite.load_data`.
+        data_root: folder of the images.
+        target: of photo-digits.
+        pretrained: timm's weights; False probes the untrained network.
+        epochs: passes over the training features.
+        batch_size: features per step.
+        seeds: per pooling, at least.
+        precision: as in :func:`~simpool_lite.experiments.grid.run`, against GAP.
+        budget: as in there.
+        device: "auto" is cuda, then mps, then cpu.
+        progress: show bars.
+
+    Returns:
+        One row per head, with the columns of :data:`simpool_lite.experiments.store.COLUMNS`.
+
+    Raises:
+        ValueError: a pooling that does not exist.
+    """
+    known = [*list_pools(), *list_pools(family="probing")]
+    names = [BASELINE, "simpool", *list_pools(family="probing")] if "all" in pools else [BASELINE, *pools]
+    for name in names:
+        check_choice("pools", name, known)
+    base = {"backbone": backbone, "dataset": dataset, "data_root": data_root, "target": target, "regime": "head"}
+    base |= {"epochs": epochs, "batch_size": batch_size}
+    trunk = {"backbone": backbone, "pool": BASELINE, "pretrained": pretrained, "epochs": 0}
+    how = {"device": device, "workers": 1, "progress": progress}  # one worker: the first fills the cache of features
+    tried = {f"{name} {rate:g}": {"pool": name, "learning_rate": rate} for name in names for rate in RATES}
+    search = Grid("probe-rates", base | {"measured_on": "val"}, tried, SEARCH_SEEDS[:1], "probe", trunk=trunk)
+    rates = best_rates(run(search, store, **how)).get(backbone, {})
+    variants = {name: {"pool": name, "learning_rate": rates.get(name, RATES[0])} for name in dict.fromkeys(names)}
+    grid = Grid("probe", base, variants, seeds, "probe", baseline=BASELINE, trunk=trunk)
+    return run(grid, store, precision=precision, budget=budget, **how)
