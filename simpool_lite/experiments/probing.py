@@ -7,6 +7,7 @@ import pandas as pd
 from ..checks import check_choice
 from ..pooling import list_pools
 from .grid import Grid, run
+from .run import load_split
 from .search import SEARCH_SEEDS, best_rates
 from .store import Store
 
@@ -56,7 +57,8 @@ def probe_backbone(
         One row per head, with the columns of :data:`simpool_lite.experiments.store.COLUMNS`.
 
     Raises:
-        ValueError: a pooling that does not exist.
+        ValueError: a pooling that does not exist; no head could be trained, and why.
+        FileNotFoundError: the images are not there.
     """
     known = [*list_pools(), *list_pools(family="probing")]
     names = [BASELINE, "simpool", *list_pools(family="probing")] if "all" in pools else [BASELINE, *pools]
@@ -68,7 +70,11 @@ def probe_backbone(
     how = {"device": device, "workers": 1, "progress": progress}  # one worker: the first fills the cache of features
     tried = {f"{name} {rate:g}": {"pool": name, "learning_rate": rate} for name in names for rate in RATES}
     search = Grid("probe-rates", base | {"measured_on": "val"}, tried, SEARCH_SEEDS[:1], "probe", trunk=trunk)
-    rates = best_rates(run(search, store, **how)).get(backbone, {})
+    load_split(search.config(next(iter(tried)), 0), "train")  # raises at once where there are no images
+    found = run(search, store, **how)
+    if (found.status == "failed").all():
+        raise ValueError(f"every head failed, the first with: {found.reason.iloc[0]}")
+    rates = best_rates(found)[backbone]
     variants = {name: {"pool": name, "learning_rate": rates.get(name, RATES[0])} for name in dict.fromkeys(names)}
     grid = Grid("probe", base, variants, seeds, "probe", baseline=BASELINE, trunk=trunk)
     return run(grid, store, precision=precision, budget=budget, **how)
