@@ -42,6 +42,7 @@ class Experiment:
         keep_models: seeds below this keep their trained model.
         most_seeds: how many are enough, whatever the setting says.
         baseline: the variant that the others are compared with.
+        regimes: in which it is run.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Experiment:
     keep_models: int = 0
     most_seeds: int = 1000
     baseline: str = "SimPool"
+    regimes: tuple[str, ...] = ("epochs",)
 
 
 TRUNKS = {"convnet": ("GAP", "GeM", "SimPool"), "transformer": ("CLS", "GAP", "SimPool")}  # what trains them
@@ -185,6 +187,7 @@ EXPERIMENTS = (
         | {f"U0 {start}": _ablated(init=start) for start in ("max", "energy", "learned", "random")},
         smoke=("SimPool", "U0 learned"),
         paper=LEFT_OF_TABLE_10,
+        regimes=("epochs", "head"),
     ),
     Experiment(
         name="init",
@@ -213,6 +216,7 @@ EXPERIMENTS = (
         kind="any",
         variants={"SimPool": {}} | {f"LN {s or 'none'}": _ablated(norm=s) for s in SUBSETS if s != "kv"},
         smoke=("SimPool", "LN none"),
+        regimes=("epochs", "head"),
     ),
     Experiment(
         name="linear",
@@ -247,6 +251,7 @@ EXPERIMENTS = (
         | {f"gamma {g:g}": _simpool(gamma=g) for g in (1.0, 1.25, 1.5, 2.0, 3.0, 5.0)}
         | {"gamma learned": _ablated(gamma=2.0, learn_gamma=True)},
         smoke=("SimPool", "gamma 2"),
+        regimes=("head", "once"),
         keep_models=1,
     ),
     Experiment(
@@ -258,6 +263,7 @@ EXPERIMENTS = (
         | {f"shift {name}": _simpool(gamma=2.0, shift=name) for name in ("batch", "channel")},
         smoke=("shift image", "shift batch"),
         baseline="shift image",
+        regimes=("head",),
     ),
     Experiment(
         name="heads",
@@ -347,13 +353,14 @@ class Setting:
     def grids(self, name: str, regime: str = "epochs") -> list[Grid]:
         """The grids of an experiment, one per backbone and, in the regime "head", per kind of trunk.
 
-        There is none for a kind of backbone that the reader did not name.
+        There is none for a kind of backbone that the reader did not name, and none for a regime in which the experiment
+        is not run.
 
         Raises:
             ValueError: there is no such experiment or regime.
         """
         check_choice("regime", regime, REGIMES)
-        parts = self._parts(name)
+        parts = [(part, grid) for part, grid in self._parts(name) if regime in part.regimes]
         if regime == "epochs":
             return [grid for _, grid in parts]
         if regime == "once":
@@ -486,6 +493,20 @@ def with_learning_rate(changes: dict, budget: Budget) -> dict:
     return changes | {"learning_rate": budget.learning_rate(changes["pool"])}
 
 
+def table_of_records(records: pd.DataFrame) -> pd.DataFrame:
+    """The recorded runs of protocol 2: one row per experiment, regime, backbone and what trained the trunk.
+
+    Returns:
+        Columns ``experiment regime backbone trunk runs fewest hours``: how many runs there are, how many of the variant
+        that has fewest, and their time in processor hours.
+    """
+    records = records[records.protocol > 1]
+    trunk = records.trunk.str.rsplit(" ", n=1).str[0].fillna("-")
+    groups = records.assign(trunk=trunk).groupby(["experiment", "regime", "backbone", "trunk"])
+    fewest = groups.apply(lambda runs: runs.variant.value_counts().min())
+    return pd.DataFrame({"runs": groups.size(), "fewest": fewest, "hours": groups.seconds.sum() / 3600}).reset_index()
+
+
 def is_transformer(backbone: str) -> bool:
     """Whether a backbone has a class token that could be its pooling."""
     return backbone.startswith(("vit", "deit"))
@@ -502,13 +523,13 @@ def notebooks() -> dict[str, list[str]]:
 
 
 def runs_table() -> pd.DataFrame:
-    """What the laptop profile runs: one row per experiment and backbone.
+    """What the laptop profile runs in the regime "epochs": one row per experiment and backbone.
 
     Returns:
         Columns ``experiment notebook backbone runs question``; runs that an earlier row has are not counted.
     """
     setting, seen, rows = Setting(), set(), []
-    for experiment in EXPERIMENTS:
+    for experiment in (part for part in EXPERIMENTS if "epochs" in part.regimes):
         grid = setting._grid(experiment)
         hashes = {config.hash() for _, config in grid.runs()}
         row = {"experiment": experiment.name, "notebook": experiment.notebook, "backbone": grid.base["backbone"]}

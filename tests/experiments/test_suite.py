@@ -1,5 +1,6 @@
 """The ablation suite: which runs it is made of, and that each of them can be made."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -8,18 +9,31 @@ import torch
 
 from simpool_lite import create_model
 from simpool_lite.experiments.budgets import BUDGETS, SEARCH_SEEDS
+from simpool_lite.experiments.config import REGIMES
 from simpool_lite.experiments.grid import run
 from simpool_lite.experiments.paper import published
-from simpool_lite.experiments.search import best_learning_rates, learning_rate_playoff, learning_rate_search
+from simpool_lite.experiments.search import (
+    best_learning_rates,
+    best_rates,
+    learning_rate_playoff,
+    learning_rate_search,
+)
 from simpool_lite.experiments.store import Store, recorded_results
-from simpool_lite.experiments.suite import BACKBONES, EXPERIMENTS, Setting, notebooks, runs_table
+from simpool_lite.experiments.suite import (
+    BACKBONES,
+    EXPERIMENTS,
+    Setting,
+    notebooks,
+    runs_table,
+    table_of_records,
+)
 
 NOTEBOOKS = notebooks()
 ABLATIONS = ("04", "05", "06", "07", "08")
 
 
-def grids(notebook: str, setting: Setting) -> list:
-    return [grid for name in NOTEBOOKS[notebook] for grid in setting.grids(name)]
+def grids(notebook: str, setting: Setting, regimes: tuple[str, ...] = REGIMES) -> list:
+    return [grid for name in NOTEBOOKS[notebook] for regime in regimes for grid in setting.grids(name, regime)]
 
 
 def configs(notebook: str, setting: Setting) -> dict:
@@ -60,16 +74,16 @@ def test_every_variant_makes_a_model(notebook):
 @pytest.mark.parametrize("notebook", ABLATIONS)
 def test_one_factor_at_a_time_in_pairs_by_seed(notebook):
     for grid in grids(notebook, Setting()):
-        assert grid.seeds == 5 and len(grid.variants) >= 3
+        assert grid.seeds == 5 and len(grid.variants) >= 3 and grid.baseline in grid.variants
         rates = {v["learning_rate"] for v in grid.variants.values() if "simpool" in v["pool"]}
-        assert len(rates) == 1
+        assert len(rates) == 1 or "regime" in grid.base  # since protocol 2 each variant has its own
         for name, changes in grid.variants.items():
             assert "seed" not in changes and "epochs" not in changes, name
 
 
 def test_the_default_is_computed_once():
-    default = {config.hash() for variant, config in Setting().grids("exponent")[0].runs() if variant == "SimPool"}
-    for notebook in ("05", "06", "07", "08"):
+    default = {config.hash() for variant, config in Setting().grids("heads")[0].runs() if variant == "SimPool"}
+    for notebook in ("05", "06", "08"):
         assert default <= set(configs(notebook, Setting())), notebook
     of_tournament = {config.hash() for _, config in Setting().grids("tournament")[0].runs()}
     default = Setting().conditions("who-wins-where")["default"]
@@ -174,7 +188,8 @@ def test_the_rows_of_the_paper_are_rows_of_the_experiment(experiment):
 
 
 def test_runs_are_counted_once():
-    every = {key for notebook in NOTEBOOKS for key in configs(notebook, Setting())}
+    setting, only = Setting(), ("epochs",)
+    every = {c.hash() for notebook in NOTEBOOKS for grid in grids(notebook, setting, only) for _, c in grid.runs()}
     assert runs_table().runs.sum() == len(every)
 
 
@@ -184,3 +199,27 @@ def test_the_table_of_runs_is_in_the_repository():
     table = runs_table()[["experiment", "notebook", "backbone", "runs", "question"]].astype(str)
     assert rows == [tuple(row) for row in table.itertuples(index=False)]
     assert f"{runs_table().runs.sum()} runs" in text
+
+
+def test_the_table_of_records_is_in_the_repository():
+    text = (recorded_results() / "README.md").read_text()
+    rows = re.findall(r"^\| `([a-z-]+)` \| (head|once) \| `(\w+)` \| (\S+) \| (\d+) \| (\d+) \| (\S+) \|$", text, re.M)
+    table = table_of_records(Store(recorded_results()).records()).round({"hours": 2}).astype(str)
+    assert rows == [tuple(row) for row in table.itertuples(index=False)] and rows
+
+
+@pytest.mark.parametrize("regime", ["once", "head"])
+def test_the_rates_of_protocol_2_are_the_best_of_the_recorded_search(regime):
+    records = Store(recorded_results()).records()
+    searched = records[records.experiment == f"rates-{regime}"]
+    assert set(searched.seed) == set(SEARCH_SEEDS[:1])
+    configs = [json.loads(config) for config in searched.config]
+    assert {config["measured_on"] for config in configs} == {"val"}
+    of_budget = {name: budget.learning_rates for name, budget in BUDGETS[regime].items() if budget.learning_rates}
+    assert best_rates(searched) == of_budget
+    # Every best rate lies inside those that were tried.
+    rates = searched.assign(
+        name=searched.variant.str.rsplit(" ", n=1).str[0], rate=[c["learning_rate"] for c in configs]
+    )
+    for (backbone, name), tried in rates.groupby(["backbone", "name"]).rate:
+        assert tried.min() < of_budget[backbone][name] < tried.max(), name
