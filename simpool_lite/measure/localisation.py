@@ -18,6 +18,7 @@ from .contours import contour_boxes
 THRESHOLDS = np.arange(0, 1, 0.001)
 # Maps are cut as bytes: byte > level. The thousand thresholds have these 255 different levels.
 LEVELS = (THRESHOLDS * 255).astype(int)
+NO_CONTOUR = np.zeros((255, 4), dtype=int)
 
 
 def box_accuracy(
@@ -32,8 +33,8 @@ def box_accuracy(
     A map is cut at a share of its maximum, 0 to 0.999 in steps of 0.001; each contour of what stays has a bounding
     box, also the contour around a hole. An image is right where the overlap (IoU) of a box with any true box is at
     least ``iou``. The threshold is the best one for the data set. The figures are those of the paper's released
-    code, with its pixel conventions (x1 and y1 exclusive but inside the image, widths plus one in the overlap), with
-    one difference: the box of a constant map is the whole image, where the release has the single pixel (0, 0).
+    code, with its pixel conventions (x1 and y1 exclusive but inside the image, widths plus one in the overlap). A
+    constant map has no contour, and its box is the pixel (0, 0).
 
     Args:
         maps: Scores ``(n, H, W)``, any finite numbers.
@@ -61,7 +62,8 @@ def box_accuracy(
         raise ValueError(f"iou: expected overlaps above 0 and up to 1, got {iou!r}")
     right = np.zeros((len(iou), 255), dtype=int)
     for scores, truth in zip(stretched(maps, size), boxes, strict=True):
-        levels, found = contour_boxes(scores, contours)
+        constant = scores.min() == scores.max()
+        levels, found = (np.arange(255), NO_CONTOUR) if constant else contour_boxes(scores, contours)
         best = np.zeros(255)
         np.maximum.at(best, levels, _overlap_plus_one(found, truth.numpy()).max(1))
         right += best >= np.array(iou)[:, None]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def uniform(images: Tensor) -> Tensor:
-    """The same weight everywhere, ``(n, H, W)``, sum 1 per image: its box is the whole image."""
+    """The same weight everywhere, ``(n, H, W)``, sum 1 per image."""
     n, _, height, width = images.shape
     return torch.full((n, height, width), 1 / (height * width))
 

@@ -144,8 +144,8 @@ def test_box_accuracy_is_its_definition(contours, boxes_of):
         (blobs((0, 5, 3, 8, 1)), boxes((0, 5, 3, 8)), 1),
         (blobs((2, 2, 4, 4, 1)), boxes((8, 8, 10, 10)), 0),
         (blobs((2, 2, 4, 4, 1)), boxes((4, 4, 6, 6)), 1 / 17),  # they share the pixel (4, 4)
-        (torch.zeros(1, 12, 12), boxes((0, 0, 5, 11)), 1 / 2),  # a constant map is the whole image, 0 0 11 11
-        (torch.full((1, 3, 3), 0.1), boxes((0, 0, 5, 11)), 1 / 2),  # also where it is enlarged
+        (torch.zeros(1, 12, 12), boxes((0, 0, 5, 11)), 1 / 72),  # a constant map has the pixel 0 0 of 6 times 12
+        (torch.full((1, 3, 3), 0.1), boxes((0, 0, 5, 11)), 1 / 72),  # also where it is enlarged
     ],
 )
 @pytest.mark.parametrize("contours", ["all", "largest"])
