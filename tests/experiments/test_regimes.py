@@ -3,10 +3,13 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from simpool_lite import load_model
+from simpool_lite.experiments.config import RunConfig
+from simpool_lite.experiments.evidence import image_errors
 from simpool_lite.experiments.grid import Grid, run
 from simpool_lite.experiments.run import load_split
 from simpool_lite.experiments.store import Store, make_record, unpack
@@ -94,3 +97,24 @@ def test_a_network_of_one_pass_is_chosen_on_val_and_tested_on_thousands(tmp_path
     assert config.data_options["num_images"] == 65536 and [len(part) for part in data[1:]] == [8192, 8192]
     of_train, of_val, of_test = (set(part.glyphs.flatten().tolist()) for part in data)
     assert not of_train & of_val and not of_train & of_test and not of_val & of_test
+
+
+def test_errors_of_test_images_are_those_of_a_bootstrap_over_glyphs(tmp_path):
+    """Against the bootstrap written out, glyph by glyph."""
+    config = RunConfig("convnet_micro", "gap", regime="once", data_options=TINY_DIGITS)
+    glyphs = load_split(config, "test").glyphs[:, 0].numpy()
+    generator = np.random.default_rng(0)
+    rows, correct = [], {}
+    for variant, chance in {"GAP": 0.5, "SimPool": 0.7}.items():
+        correct[variant] = generator.random(64) < chance
+        label = {"experiment": "e", "variant": variant, "profile": "smoke", "device": "cpu"}
+        rows.append(make_record(config, {"correct": torch.from_numpy(correct[variant])}, **label))
+    errors = image_errors(pd.DataFrame(rows), "SimPool")
+    difference = correct["GAP"].astype(float) - correct["SimPool"]
+    names, drawn = np.unique(glyphs), []
+    for _ in range(4000):
+        images = np.concatenate([np.flatnonzero(glyphs == g) for g in generator.choice(names, len(names))])
+        drawn.append(100 * difference[images].mean())
+    assert errors.keys() == {"GAP"} and errors["GAP"] == pytest.approx(np.std(drawn), rel=0.06)
+    with pytest.raises(ValueError, match="runs: expected records of protocol 2"):
+        image_errors(pd.DataFrame(rows).assign(correct=None), "SimPool")

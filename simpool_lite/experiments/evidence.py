@@ -1,0 +1,33 @@
+"""What the records say beyond their tables: how much a difference owes to the choice of test images."""
+
+import json
+
+import pandas as pd
+
+from ..measure.decide import errors_by_source
+from .config import RunConfig
+from .run import load_split
+from .store import unpack
+
+
+def image_errors(runs: pd.DataFrame, baseline: str) -> dict[str, float]:
+    """The standard error of each variant's difference in top1 that comes from the choice of test images, in points.
+
+    Images of one glyph belong together on photo-digits, elsewhere each stands for itself. For ``image_errors`` of
+    :func:`~simpool_lite.measure.decide.decide`.
+
+    Args:
+        runs: records of protocol 2 that were tested on the same images.
+        baseline: the variant that the others are compared with.
+
+    Raises:
+        ValueError: the records do not say which images were classified correctly.
+    """
+    runs = runs[runs.status == "ok"]
+    if runs.correct.isna().any():
+        raise ValueError("runs: expected records of protocol 2, with the column correct, got some without")
+    config = RunConfig(**json.loads(runs.config.iloc[0]))
+    data = load_split(config, config.measured_on)
+    clusters = data.glyphs[:, 0].tolist() if config.dataset == "photo-digits" else range(len(data))
+    correct = unpack(runs.correct, len(data))
+    return errors_by_source(correct, runs.variant.tolist(), clusters, baseline)["images"].to_dict()
