@@ -188,7 +188,7 @@ EXPERIMENTS = (
         | {f"U0 {start}": _ablated(init=start) for start in ("max", "energy", "learned", "random")},
         smoke=("SimPool", "U0 learned"),
         paper=LEFT_OF_TABLE_10,
-        regimes=("epochs", "head"),
+        regimes=("epochs", "head", "once"),
     ),
     Experiment(
         name="init",
@@ -217,7 +217,7 @@ EXPERIMENTS = (
         kind="any",
         variants={"SimPool": {}} | {f"LN {s or 'none'}": _ablated(norm=s) for s in SUBSETS if s != "kv"},
         smoke=("SimPool", "LN none"),
-        regimes=("epochs", "head"),
+        regimes=("epochs", "head", "once"),
     ),
     Experiment(
         name="linear",
@@ -252,7 +252,7 @@ EXPERIMENTS = (
         | {f"gamma {g:g}": _simpool(gamma=g) for g in (1.0, 1.25, 1.5, 2.0, 3.0, 5.0)}
         | {"gamma learned": _ablated(gamma=2.0, learn_gamma=True)},
         smoke=("SimPool", "gamma 2"),
-        regimes=("head", "once"),
+        regimes=("epochs", "head", "once"),
         keep_models=1,
     ),
     Experiment(
@@ -264,7 +264,6 @@ EXPERIMENTS = (
         | {f"shift {name}": _simpool(gamma=2.0, shift=name) for name in ("batch", "channel")},
         smoke=("shift image", "shift batch"),
         baseline="shift image",
-        regimes=("head",),
     ),
     Experiment(
         name="heads",
@@ -412,9 +411,9 @@ class Setting:
         for trained_with in TRUNKS[kind][: 1 if self.profile == "smoke" else None]:
             options = (METHODS | CLS)[trained_with]
             trunk = once | self._variant("once", backbone, trained_with, options, once.get("model_options", {}))
-            grids.append(
-                replace(grid, base=base, variants=variants, baseline=part.baseline, trunk=trunk, keep_models=0)
-            )
+            heads = replace(grid, base=base, variants=variants, baseline=part.baseline, trunk=trunk)
+            seeds = grid.seeds if self.profile == "smoke" else max(grid.seeds, HEAD_SEEDS)
+            grids.append(replace(heads, seeds=seeds, keep_models=0))
         return grids
 
     def _protocol_2(self, regime: str, backbone: str, part: Experiment) -> dict:
