@@ -122,21 +122,24 @@ def decisions(tables: Mapping[str, pd.DataFrame], title: str, label: str, *, num
         axis.axvspan(-margin, margin, color="0.9", zorder=0)
         axis.axvline(0, color="black", linewidth=1)
         axis.hlines(y, table["low"], table["high"], colors=colours, linewidth=2.5)
-        axis.scatter(table["difference"], y, s=60, c=filling, edgecolors=colours, linewidths=2, zorder=3)
+        compared = table["difference"].where(table["verdict"] != "")  # the baseline is the line at 0
+        axis.scatter(compared, y, s=60, c=filling, edgecolors=colours, linewidths=2, zorder=3)
         if "published_difference" in table and table["published_difference"].notna().any():
             diamond = {"marker": "D", "facecolors": "none", "edgecolors": "black", "linewidths": 1.2}
             axis.scatter(table["published_difference"], y, s=70, zorder=4, **diamond)
             published = True
+        axis.locator_params(axis="x", nbins=5)
         axis.set(yticks=y, yticklabels=names, ylim=(len(names) - 0.4, -0.6), title=panel if len(tables) > 1 else "")
         right = axis.secondary_yaxis("right")
         right.set_yticks(y, [_mean_text(row, number) for _, row in table.iterrows()], fontsize=10)
+        axis.text(1.01, 1.0, "mean", transform=axis.transAxes, va="bottom", color="grey", fontsize=10)
         for side in (axis, right):
             side.tick_params(axis="y", length=0)
         axis.grid(False, axis="y")
+    axes[0, len(tables) // 2].set_xlabel(label)
     legend = [_marker("o", "black", "different"), _marker("o", "0.75", f"equivalent (within ± {margin:g})")]
     legend += [_marker("o", "white", "not decided")] + [_marker("D", "none", "the paper")] * published
     figure.suptitle(title)
-    figure.supxlabel(label, fontsize=12)
     figure.legend(handles=legend, loc="outside lower center", ncols=len(legend), frameon=False)
     return figure
 

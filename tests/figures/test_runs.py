@@ -11,7 +11,16 @@ import pytest
 from made_up_runs import make_runs, random_runs, three_seeds
 from matplotlib.colors import same_color
 
-from simpool_lite.figures import COLOURS, colour_of, comparison, heat_map, metric_bars, trade_off, training_curves
+from simpool_lite.figures import (
+    COLOURS,
+    colour_of,
+    comparison,
+    decisions,
+    heat_map,
+    metric_bars,
+    trade_off,
+    training_curves,
+)
 from simpool_lite.measure.stats import compare, summarise
 
 
@@ -202,3 +211,29 @@ def test_variants_without_a_colour_are_drawn():
     figure = training_curves(pd.concat([runs.assign(epoch=e) for e in (1, 2)]), "top1", "test accuracy (%)", "title")
     colours = {line.get_color() for line in figure.axes[0].lines if len(line.get_xdata())}
     assert len(colours) == 3
+
+
+def test_decisions_show_their_tables():
+    columns = ["mean", "failed", "difference", "low", "high", "verdict", "margin", "published_difference"]
+    rows = {
+        "SimPool": (70.0, 0, 0.0, np.nan, np.nan, "", 1.0, 0.0),
+        "GAP": (65.0, 0, -5.0, -6.0, -4.0, "different", 1.0, -2.1),
+        "gamma 2": (70.1, 1, 0.1, -0.5, 0.7, "equivalent", 1.0, np.nan),
+        "gamma 5": (70.9, 0, 0.9, -0.5, 2.3, "not decided", 1.0, np.nan),
+    }
+    table = pd.DataFrame.from_dict(rows, "index", columns=columns)
+    figure = decisions({"one": table, "two": table.iloc[::-1]}, "a message", "difference (points)")
+    for axis, title in zip(figure.axes, ("one", "two"), strict=False):
+        assert axis.get_title() == title
+        dots, diamonds = axis.collections[1:]
+        assert dots.get_offsets()[1:, 0].tolist() == [-5.0, 0.1, 0.9] and np.ma.is_masked(dots.get_offsets()[0, 0])
+        filled, equivalent, open_dot = dots.get_facecolors()[1:, :3].tolist()
+        assert filled == pytest.approx(colour_of("GAP")) and equivalent == [0.75] * 3 and open_dot == [1.0] * 3
+        assert diamonds.get_offsets()[1, 0] == -2.1
+        band = axis.patches[0]
+        assert (band.get_x(), band.get_width()) == (-1.0, 2.0)
+        lines = [segment[:, 0].tolist() for segment in axis.collections[0].get_segments()[1:]]
+        assert lines == [[-6.0, -4.0], [-0.5, 0.7], [-0.5, 2.3]]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list(rows)
+    texts = [text.get_text() for text in figure.axes[0].child_axes[0].get_yticklabels()]
+    assert texts == ["70.0", "65.0", "70.1 (1 failed)", "70.9"]
