@@ -25,7 +25,7 @@ _WITHOUT = "Write your answers into the cells below each question."
 # What fits on a slide, in lines of text, and what the parts of a cell take of it.
 _SLIDE_LINES = 17
 _LINE_CHARACTERS = 95
-_CODE_LINE, _OUTPUT_LINE, _ROW, _PICTURE, _HEADING, _FORMULA = 0.75, 0.7, 0.95, 13, 2.2, 2.5
+_CODE_LINE, _OUTPUT_LINE, _ROW, _PICTURE, _HEADING, _FORMULA = 0.75, 0.7, 0.85, 13, 2.2, 2.5
 
 
 def write_student(folder: Path, output: Path, names: Sequence[str] = ()) -> list[Path]:
@@ -44,7 +44,7 @@ def write_student(folder: Path, output: Path, names: Sequence[str] = ()) -> list
         raise WorkbookError(f"--output: {output} holds the notebooks themselves; choose another folder")
     written, documents = [], []
     for path in chosen:
-        node, _ = AnswerCells()(read(path), {})
+        node, _ = AnswerCells(enabled=True)(read(path), {})
         node, _ = ClearOutputPreprocessor(enabled=True)(node, {})
         node = for_commit(clean(node))
         for cell in node.cells:
@@ -61,9 +61,6 @@ def write_student(folder: Path, output: Path, names: Sequence[str] = ()) -> list
 
 class AnswerCells(Preprocessor):
     """Puts one empty cell in the place of each solution, which may have several cells in a row."""
-
-    def __init__(self, **options: object):
-        super().__init__(enabled=True, **options)
 
     def preprocess(self, node: NotebookNode, resources: dict) -> tuple[NotebookNode, dict]:
         node, cells = copy.deepcopy(node), []
@@ -98,14 +95,13 @@ def write_slides(folder: Path, output: Path, names: Sequence[str] = ()) -> list[
     chosen, reveal = select(folder, names), _reveal()
     written = []
     for path in chosen:
-        node = read(path)
+        node, _ = SlidesByHeadings(enabled=True)(read(path), {})
         exporter = _SlidesExporter(
             template_file="slides.html.j2",
             extra_template_paths=[str(TEMPLATES)],
             exclude_input_prompt=True,
             exclude_output_prompt=True,
         )
-        exporter.register_preprocessor(SlidesByHeadings(), enabled=True)
         page = {"title": title(node) or path.stem, "style": style(), **reveal}
         html, _ = exporter.from_notebook_node(node, resources={"page": page})
         soup = BeautifulSoup(html, "html.parser")

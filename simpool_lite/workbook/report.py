@@ -76,7 +76,7 @@ class Report:
         taken = {self.index.stem, *(o.source.stem for o in self.outcomes)}
         beside = {path for path in source.parent.glob("*.md") if path.stem not in taken}
         linked = localise(soup, source.parent, self.output, {o.source for o in pages} | beside)
-        self.documents += [path for path in linked if path in beside and path not in self.documents]
+        self.documents += [path for path in dict.fromkeys(linked) if path in beside and path not in self.documents]
         _fill_contents(soup)
         write_text(str(soup), self.output / page_name(source))
 
