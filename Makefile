@@ -43,9 +43,14 @@ workbook: $(STAMP)
 	    echo "make workbook failed. See what it can do with: $(PY) -m simpool_lite run --help"; \
 	    exit 1; }
 
-student slides: $(STAMP)
-	@$(PY) -m simpool_lite $@ $(ARGS) || { \
-	    echo "make $@ failed. See what it can do with: $(PY) -m simpool_lite $@ --help"; \
+student: $(STAMP)
+	@$(PY) -m simpool_lite student $(ARGS) || { \
+	    echo "make student failed. See what it can do with: $(PY) -m simpool_lite student --help"; \
+	    exit 1; }
+
+slides: $(STAMP)
+	@$(PY) -m simpool_lite slides $(ARGS) || { \
+	    echo "make slides failed. See what it can do with: $(PY) -m simpool_lite slides --help"; \
 	    exit 1; }
 
 # One pytest call for tests, doctests and notebooks, so that the two workers share all of it and one line

@@ -169,8 +169,13 @@ def _parts(node: NotebookNode) -> Iterator[NotebookNode]:
         elif cell.cell_type == "code" and in_section and not tags & {"check", "solution", "parameters"}:
             rich = {mime for output in cell.outputs for mime in output.get("data", {})}
             if rich & {"text/html", "text/markdown", "text/latex"} or any(mime.startswith("image/") for mime in rich):
-                cell.metadata["transient"] = {"remove_source": True}
-            yield cell
+                for number, output in enumerate(cell.outputs):  # so that each figure can have a slide
+                    part = copy.copy(cell)
+                    part.id, part.outputs = f"{cell.id[:56]}-{number}", [output]
+                    part.metadata = {**cell.metadata, "transient": {"remove_source": True}}
+                    yield part
+            else:
+                yield cell
 
 
 def _paragraphs(source: str) -> list[str]:
