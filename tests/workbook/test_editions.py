@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,17 @@ def test_slides_load_nothing_and_links_lead_to_slides(slides):
     assert len(formulas) == 2
     links = [a["href"] for part in sections(slides / "0-a.html")[1] for a in part.select("p a")]
     assert links == ["1-b.html", "../../notebooks/c.txt"]
+
+
+def test_slides_without_reveal_say_what_to_install(tmp_path, capsys, monkeypatch):
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    save(tmp_path / "a.ipynb", new_markdown_cell("# A"))
+    monkeypatch.setattr("simpool_lite.workbook.editions.metadata.distribution", missing)
+    assert main(["slides", "--notebooks", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
+    assert 'pip install "simpool-lite[notebooks]"' in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_reveal_makes_the_slides(slides, tmp_path):
