@@ -8,10 +8,12 @@ PY = .venv/bin/python
 STAMP = .venv/.installed
 
 .DEFAULT_GOAL = help
-.PHONY: help workbook test lint format lab lock clean
+.PHONY: help workbook student slides test lint format lab lock clean
 
 help:
 	@echo "make workbook   execute the notebooks and print where the report is; options: make workbook ARGS='--help'"
+	@echo "make student    write the notebooks without solutions and outputs to build/student"
+	@echo "make slides     write each notebook as slides to build/slides"
 	@echo "make test       lint, run every test, re-run every notebook and compare its outputs"
 	@echo "make lab        open the notebooks in JupyterLab; options: make lab ARGS='--no-browser'"
 	@echo "make lint       check style (ruff)"
@@ -39,6 +41,16 @@ $(STAMP): pyproject.toml constraints.txt
 workbook: $(STAMP)
 	@$(PY) -m simpool_lite run $(ARGS) || { \
 	    echo "make workbook failed. See what it can do with: $(PY) -m simpool_lite run --help"; \
+	    exit 1; }
+
+student: $(STAMP)
+	@$(PY) -m simpool_lite student $(ARGS) || { \
+	    echo "make student failed. See what it can do with: $(PY) -m simpool_lite student --help"; \
+	    exit 1; }
+
+slides: $(STAMP)
+	@$(PY) -m simpool_lite slides $(ARGS) || { \
+	    echo "make slides failed. See what it can do with: $(PY) -m simpool_lite slides --help"; \
 	    exit 1; }
 
 # One pytest call for tests, doctests and notebooks, so that the two workers share all of it and one line

@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0, 1 (a notebook failed), 2 (wrong use), 130 (Ctrl-C)."""
     parser = argparse.ArgumentParser(prog="python -m simpool_lite", description="The SimPool workbook.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (add_run, add_list, add_record, add_train, add_dino, add_probe):
+    for add in (add_run, add_list, add_student, add_slides, add_record, add_train, add_dino, add_probe):
         add(commands)
     options, unknown = parser.parse_known_args(arguments)
     options.others = unknown
@@ -116,9 +116,11 @@ def add_list(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "list",
         help="show the notebooks, their parameters and how long they take",
-        description="Show the notebooks: title, time when last recorded, estimates per profile, parameters.",
+        description="Show the notebooks: title, time to read, time when last recorded, estimates per profile, "
+        "parameters.",
     )
     _add_notebooks(parser)
+    parser.add_argument("--sections", action="store_true", help="minutes to read each section instead, as markdown")
     parser.set_defaults(function=_list)
 
 
@@ -129,9 +131,57 @@ def _list(options: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         return _missing(error)
     try:
-        print(runner.listing(_notebooks(options), PROFILES, shutil.get_terminal_size((110, 24)).columns))
+        if options.sections:
+            print(runner.sections(_notebooks(options)))
+        else:
+            print(runner.listing(_notebooks(options), PROFILES, shutil.get_terminal_size((110, 24)).columns))
     except (WorkbookError, FileNotFoundError) as error:
         return _wrong(error)
+    return 0
+
+
+def add_student(commands: argparse._SubParsersAction) -> None:
+    """Add the parser of ``student``."""
+    parser = commands.add_parser(
+        "student",
+        help="write the notebooks without solutions and outputs",
+        description="Write the notebooks as exercise sheets: empty cells for the answers, no outputs.",
+    )
+    _add_edition(parser, "student")
+
+
+def add_slides(commands: argparse._SubParsersAction) -> None:
+    """Add the parser of ``slides``."""
+    parser = commands.add_parser(
+        "slides",
+        help="write the notebooks as slides",
+        description="Write each notebook as slides (reveal.js) in one HTML file that needs no network. Cells marked "
+        "as slides in Jupyter are taken as marked; else each section is a slide, figures and tables come without code.",
+    )
+    _add_edition(parser, "slides")
+
+
+def _add_edition(parser: argparse.ArgumentParser, edition: str) -> None:
+    _add_notebooks(parser)
+    parser.add_argument("names", nargs="*", metavar="NOTEBOOK", help="number, name, its beginning or path (all)")
+    parser.add_argument("--output", type=Path, metavar="DIR", help=f"folder to write (build/{edition})")
+    parser.set_defaults(function=_edition, edition=edition)
+
+
+def _edition(options: argparse.Namespace) -> int:
+    try:
+        from .workbook import editions
+        from .workbook.notebooks import WorkbookError
+    except ModuleNotFoundError as error:
+        return _missing(error)
+    write = {"student": editions.write_student, "slides": editions.write_slides}[options.edition]
+    try:
+        folder = _notebooks(options)
+        output = (options.output or folder.parent / "build" / options.edition).resolve()
+        written = write(folder, output, options.names)
+    except (WorkbookError, FileNotFoundError) as error:
+        return _wrong(error)
+    print(*written, sep="\n")
     return 0
 
 

@@ -50,7 +50,9 @@ def test_make_has_the_targets(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
 
 
-@pytest.mark.parametrize("options", re.findall(r"python -m simpool_lite (run|list|record|train|dino)", README))
+@pytest.mark.parametrize(
+    "options", re.findall(r"python -m simpool_lite (run|list|record|train|dino|student|slides)", README)
+)
 def test_the_command_line_has_the_commands(options):
     done = subprocess.run([sys.executable, "-m", "simpool_lite", options, "--help"], capture_output=True, text=True)
     assert done.returncode == 0

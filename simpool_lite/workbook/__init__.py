@@ -1,6 +1,6 @@
 """Execute the workbook and show what came out.
 
 ``notebooks`` finds the notebooks and reads what they say about themselves, ``runner`` executes them,
-``report`` makes the HTML pages, ``mathml`` their formulas. All of it needs the packages of
-``pip install "simpool-lite[notebooks]"``, so nothing outside this folder imports it unless asked to.
+``report`` makes the HTML pages, ``mathml`` their formulas, ``editions`` exercise sheets and slides. All of it needs
+the packages of ``pip install "simpool-lite[notebooks]"``, so nothing outside this folder imports it unless asked to.
 """

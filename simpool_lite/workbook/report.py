@@ -22,7 +22,7 @@ from .mathml import markdown_to_html, to_mathml
 from .notebooks import duration, read, title, write_text
 from .runner import Outcome
 
-_TEMPLATES = Path(__file__).with_name("templates")
+TEMPLATES = Path(__file__).with_name("templates")
 
 
 class Report:
@@ -55,14 +55,14 @@ class Report:
         self, source: Path, node: NotebookNode, pages: list[Outcome], outcome: Outcome | None = None
     ) -> None:
         """Write the page of a notebook or document; ``pages`` are the notebooks that have or will have one."""
-        exporter = _PageExporter(
+        exporter = PageExporter(
             template_name="lab",  # for what it knows about outputs; the page around them is ours
             template_file="page.html.j2",
-            extra_template_paths=[str(_TEMPLATES)],
+            extra_template_paths=[str(TEMPLATES)],
             exclude_input_prompt=True,
             exclude_output_prompt=True,
         )
-        page = {"title": title(node) or source.stem, "style": _style(), "name": source.name, "outcome": outcome}
+        page = {"title": title(node) or source.stem, "style": style(), "name": source.name, "outcome": outcome}
         if outcome:
             place = pages.index(outcome)
             page |= {
@@ -75,29 +75,30 @@ class Report:
         soup = BeautifulSoup(html, "html.parser")
         taken = {self.index.stem, *(o.source.stem for o in self.outcomes)}
         beside = {path for path in source.parent.glob("*.md") if path.stem not in taken}
-        linked = _localise(soup, source.parent, self.output, {o.source for o in pages} | beside)
-        self.documents += [path for path in linked if path in beside and path not in self.documents]
+        linked = localise(soup, source.parent, self.output, {o.source for o in pages} | beside)
+        self.documents += [path for path in dict.fromkeys(linked) if path in beside and path not in self.documents]
         _fill_contents(soup)
-        write_text(str(soup), self.output / _page_name(source))
+        write_text(str(soup), self.output / page_name(source))
 
     def _write_index(self) -> None:
         """Write the page with a card for each notebook."""
-        environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True)
+        environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True)
         profiles = {str(o.parameters["profile"]) for o in self.outcomes if "profile" in o.parameters}
         passed = sum(outcome.status == "passed" for outcome in self.outcomes)
         html = environment.get_template("index.html.j2").render(
             heading=self.heading,
-            style=_style(),
+            style=style(),
             cards=[_card(outcome) for outcome in self.outcomes],
             passed=f"{passed} of {len(self.outcomes)} passed",
             duration=duration(sum(outcome.seconds or 0 for outcome in self.outcomes)),
             profile=", ".join(sorted(profiles)),
-            documents=[(_page_name(path), title(_document(path)) or path.stem) for path in self.documents],
+            documents=[(page_name(path), title(_document(path)) or path.stem) for path in self.documents],
         )
         write_text(html, self.index)
 
 
-def _page_name(source: Path) -> str:
+def page_name(source: Path) -> str:
+    """Return the file name of a notebook's or document's page."""
     return f"{source.stem}.html"
 
 
@@ -112,7 +113,7 @@ def _title(outcome: Outcome) -> str:
 
 def _neighbour(outcomes: list[Outcome]) -> dict[str, str] | None:
     """Return where the link to the page before or after leads, and its title; None if there is no such page."""
-    return {"href": _page_name(outcomes[0].source), "title": _title(outcomes[0])} if outcomes else None
+    return {"href": page_name(outcomes[0].source), "title": _title(outcomes[0])} if outcomes else None
 
 
 def _word(outcome: Outcome) -> str:
@@ -136,7 +137,7 @@ def _card(outcome: Outcome) -> _Card:
     node = outcome.node or read(outcome.source)
     number = re.match(r"\d+", outcome.source.stem)
     return _Card(
-        href=_page_name(outcome.source) if outcome.node else "",
+        href=page_name(outcome.source) if outcome.node else "",
         number=number[0] if number else "",
         title=_title(outcome),
         sentence=first_sentence(node),
@@ -178,15 +179,15 @@ def thumbnail(node: NotebookNode) -> str:
     return ""
 
 
-def _style() -> str:
+def style() -> str:
     """Return the style sheet of all pages, with the colours of code in light and dark."""
     light = HtmlFormatter(style="default").get_style_defs(".highlight")
     dark = HtmlFormatter(style="github-dark").get_style_defs(".highlight")
-    own = (_TEMPLATES / "style.css").read_text(encoding="utf-8")
+    own = (TEMPLATES / "style.css").read_text(encoding="utf-8")
     return f"{light}\n@media screen and (prefers-color-scheme: dark) {{\n{dark}\n}}\n{own}"
 
 
-class _PageExporter(HTMLExporter):
+class PageExporter(HTMLExporter):
     """nbconvert's exporter, with formulas as MathML."""
 
     @pass_context
@@ -218,7 +219,7 @@ def _fill_contents(soup: BeautifulSoup) -> None:
         contents.decompose()
 
 
-def _localise(soup: BeautifulSoup, folder: Path, output: Path, pages: set[Path]) -> list[Path]:
+def localise(soup: BeautifulSoup, folder: Path, output: Path, pages: set[Path]) -> list[Path]:
     """Make a page independent of the network and of the folder it is in.
 
     Pictures on disk go into the page; links to the sources of ``pages`` lead to them, other relative links
@@ -227,7 +228,7 @@ def _localise(soup: BeautifulSoup, folder: Path, output: Path, pages: set[Path])
     """
     linked = []
     for image in soup.find_all("img", src=True):
-        path = _local(image["src"], folder)
+        path = local_file(image["src"], folder)
         if path is not None:
             image["src"] = _data_uri(path)
         elif urlsplit(image["src"]).scheme in ("http", "https", ""):
@@ -235,18 +236,18 @@ def _localise(soup: BeautifulSoup, folder: Path, output: Path, pages: set[Path])
             link.string = image.get("alt") or image["src"]
             image.replace_with(link if image.find_parent("a") is None else link.string)
     for link in soup.find_all("a", href=True):
-        path = _local(link["href"], folder)
+        path = local_file(link["href"], folder)
         if path is not None:
             linked.append(path)
             fragment = urlsplit(link["href"]).fragment
-            target = _page_name(path) if path in pages else Path(os.path.relpath(path, output)).as_posix()
+            target = page_name(path) if path in pages else Path(os.path.relpath(path, output)).as_posix()
             link["href"] = f"{target}#{fragment}" if fragment else target
     for element in [*soup.find_all("script", src=True), *soup.find_all("link", href=True)]:
         element.decompose()
     return linked
 
 
-def _local(reference: str, folder: Path) -> Path | None:
+def local_file(reference: str, folder: Path) -> Path | None:
     """Return the file that a relative reference on a page means, or None."""
     parts = urlsplit(reference)
     if parts.scheme or parts.netloc or not parts.path:

@@ -29,6 +29,7 @@ from .notebooks import (
     for_commit,
     machine_path,
     read,
+    reading_minutes,
     select,
     title,
     write,
@@ -310,16 +311,27 @@ def times(outcomes: list[Outcome]) -> str:
 
 
 def listing(folder: Path, profiles: Sequence[str], width: int = 100) -> str:
-    """Return the table of ``list``: what there is, with which parameters, and what it costs per profile."""
-    rows = [("notebook", "title", "recorded", *profiles)]
+    """Return the table of ``list``: what there is, with which parameters, how long to read and to run per profile."""
+    rows = [("notebook", "title", "reading", "recorded", *profiles)]
     details = [""]
     for path in select(folder):
         node = read(path)
         note = node.metadata.get("simpool_lite", {})
         seconds = [note.get("seconds"), *map(note.get("estimates", {}).get, profiles)]
-        rows.append((path.stem, title(node) or "–", *map(duration, seconds)))
+        reading = f"{sum(reading_minutes(node).values()):.0f} min"
+        rows.append((path.stem, title(node) or "–", reading, *map(duration, seconds)))
         details.append(" ".join(f"{name}={value}" for name, value in declared_parameters(node).items()))
     return _table(rows, details, width)
+
+
+def sections(folder: Path) -> str:
+    """Return a markdown list of the notebooks with the minutes that each of their sections takes to read."""
+    lines = []
+    for path in select(folder):
+        minutes = reading_minutes(read(path))
+        parts = "; ".join(f"{name} {time:.0f}" for name, time in minutes.items())
+        lines.append(f"- `{path.stem}`, {sum(minutes.values()):.0f} min: {parts}")
+    return "\n".join(lines)
 
 
 def _table(rows: list[tuple[str, ...]], details: list[str], width: int) -> str:

@@ -1,0 +1,221 @@
+"""The notebooks for a course: exercise sheets without solutions, and slides."""
+
+import copy
+import os
+import re
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from bs4 import BeautifulSoup
+from nbconvert import SlidesExporter
+from nbconvert.preprocessors import ClearOutputPreprocessor, Preprocessor
+from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell
+
+from .notebooks import WorkbookError, clean, for_commit, read, select, title, write, write_text
+from .report import TEMPLATES, PageExporter, local_file, localise, page_name, style
+
+ANSWER = "# Your answer"
+# What the notebooks say above their exercises, and what is true of a sheet without solutions.
+_WITH_SOLUTIONS = "Solutions are in the folded cells below each question."
+_WITHOUT = "Write your answers into the cells below each question."
+
+# What fits on a slide, in lines of text, and what the parts of a cell take of it.
+_SLIDE_LINES = 17
+_LINE_CHARACTERS = 95
+_CODE_LINE, _OUTPUT_LINE, _ROW, _PICTURE, _HEADING, _FORMULA = 0.75, 0.7, 0.85, 13, 2.2, 2.5
+
+
+def write_student(folder: Path, output: Path, names: Sequence[str] = ()) -> list[Path]:
+    """Write the notebooks without solutions and outputs, and the documents that they link to.
+
+    Args:
+        folder: where the notebooks are.
+        output: the folder to write to.
+        names: which notebooks, as for ``select``; without names all.
+
+    Returns:
+        The files written.
+    """
+    chosen = select(folder, names)
+    if output.resolve() in {path.parent.resolve() for path in chosen}:
+        raise WorkbookError(f"--output: {output} holds the notebooks themselves; choose another folder")
+    written, documents = [], []
+    for path in chosen:
+        node, _ = AnswerCells(enabled=True)(read(path), {})
+        node, _ = ClearOutputPreprocessor(enabled=True)(node, {})
+        node = for_commit(clean(node))
+        for cell in node.cells:
+            if cell.cell_type == "markdown":
+                cell.source = _relink(cell.source, path.parent, output, chosen, documents)
+        write(node, output / path.name)
+        written.append(output / path.name)
+    for path in documents:  # the list grows by the documents that documents link to
+        text = _relink(path.read_text(encoding="utf-8"), path.parent, output, chosen, documents)
+        write_text(text, output / path.name)
+        written.append(output / path.name)
+    return written
+
+
+class AnswerCells(Preprocessor):
+    """Puts one empty cell in the place of each solution, which may have several cells in a row."""
+
+    def preprocess(self, node: NotebookNode, resources: dict) -> tuple[NotebookNode, dict]:
+        node, cells = copy.deepcopy(node), []
+        for cell in node.cells:
+            if "solution" not in cell.metadata.get("tags", []):
+                cell.source = cell.source.replace(_WITH_SOLUTIONS, _WITHOUT)
+                cells.append(cell)
+            elif not cells or "answer" not in cells[-1].metadata.get("tags", []):
+                # The identifier stays, so that an answer can be found again from the question's solution.
+                cells.append(new_code_cell(ANSWER, id=cell.id, metadata={"tags": ["answer"]}))
+        node.cells = cells
+        return node, resources
+
+
+def _relink(text: str, folder: Path, output: Path, chosen: list[Path], documents: list[Path]) -> str:
+    """Make the relative links of markdown valid in another folder; note the documents that have to go with it."""
+
+    def moved(match: re.Match) -> str:
+        path, fragment = local_file(match[0], folder), urlsplit(match[0]).fragment
+        if path is None:
+            return match[0]
+        if path.suffix == ".md" and path.parent == folder.resolve() and path not in documents:
+            documents.append(path)
+        there = path.name if path in (*chosen, *documents) else Path(os.path.relpath(path, output)).as_posix()
+        return f"{there}#{fragment}" if fragment else there
+
+    return re.sub(r"(?<=\]\()[^)\s]+", moved, text)
+
+
+def write_slides(folder: Path, output: Path, names: Sequence[str] = ()) -> list[Path]:
+    """Write each notebook as slides in one HTML file, which loads nothing; arguments as for ``write_student``."""
+    chosen, reveal = select(folder, names), _reveal()
+    written = []
+    for path in chosen:
+        node, _ = SlidesByHeadings(enabled=True)(read(path), {})
+        exporter = _SlidesExporter(
+            template_file="slides.html.j2",
+            extra_template_paths=[str(TEMPLATES)],
+            exclude_input_prompt=True,
+            exclude_output_prompt=True,
+        )
+        page = {"title": title(node) or path.stem, "style": style(), **reveal}
+        html, _ = exporter.from_notebook_node(node, resources={"page": page})
+        soup = BeautifulSoup(html, "html.parser")
+        localise(soup, path.parent, output, {p.resolve() for p in chosen})
+        written.append(output / page_name(path))
+        write_text(str(soup), written[-1])
+    return written
+
+
+def _reveal() -> dict[str, str]:
+    """Return reveal.js itself, its style sheet and what we add to it, from the package that carries it."""
+    try:
+        carrier = metadata.distribution("sphinx-revealjs")
+    except metadata.PackageNotFoundError as error:
+        raise WorkbookError('slides need reveal.js, which comes with: pip install "simpool-lite[notebooks]"') from error
+    place = Path(carrier.locate_file("sphinx_revealjs/_static/revealjs/dist"))
+    files = {"script": place / "reveal.js", "reveal": place / "reveal.css", "slides": TEMPLATES / "slides.css"}
+    missing = [file for file in files.values() if not file.is_file()]
+    if missing:
+        raise WorkbookError(f"sphinx-revealjs {carrier.version} has no {missing[0]}; install version 3.2")
+    return {name: file.read_text(encoding="utf-8") for name, file in files.items()}
+
+
+class _SlidesExporter(PageExporter, SlidesExporter):
+    """nbconvert's slides, with the report's formulas."""
+
+
+class SlidesByHeadings(Preprocessor):
+    """Makes slides of a notebook in which no cell is marked as one.
+
+    ``##`` starts a slide, ``###`` and what no longer fits a sub-slide below it. Figures and tables are shown
+    without their code; solutions, checks and what stands before the first section of code are left out.
+    """
+
+    def preprocess(self, node: NotebookNode, resources: dict) -> tuple[NotebookNode, dict]:
+        if any("slideshow" in cell.metadata for cell in node.cells):
+            return node, resources
+        node, cells, used = copy.deepcopy(node), [], 0.0
+        for cell in _parts(node):
+            lines = _lines(cell)
+            if re.match(r"## ", cell.source) and cell.cell_type == "markdown":
+                kind = "slide"
+            elif (re.match(r"### ", cell.source) and cell.cell_type == "markdown") or used + lines > _SLIDE_LINES:
+                kind = "subslide"
+            else:
+                kind = "-"
+            used = lines if kind != "-" else used + lines
+            cell.metadata["slideshow"] = {"slide_type": kind}
+            cells.append(cell)
+        node.cells = cells
+        return node, resources
+
+
+def _parts(node: NotebookNode) -> Iterator[NotebookNode]:
+    """Yield what the slides show, markdown a paragraph at a time."""
+    in_section = False
+    for cell in node.cells:
+        tags = {*cell.metadata.get("tags", [])}
+        if cell.cell_type == "markdown" and "solution" not in tags:
+            for number, source in enumerate(_paragraphs(cell.source)):
+                part = copy.deepcopy(cell)
+                part.id, part.source = f"{cell.id[:56]}-{number}", source
+                in_section = in_section or source.startswith("## ")
+                yield part
+        elif cell.cell_type == "code" and in_section and not tags & {"check", "solution", "parameters"}:
+            rich = {mime for output in cell.outputs for mime in output.get("data", {})}
+            if rich & {"text/html", "text/markdown", "text/latex"} or any(mime.startswith("image/") for mime in rich):
+                for number, output in enumerate(cell.outputs):  # so that each figure can have a slide
+                    part = copy.copy(cell)
+                    part.id, part.outputs = f"{cell.id[:56]}-{number}", [output]
+                    part.metadata = {**cell.metadata, "transient": {"remove_source": True}}
+                    yield part
+            else:
+                yield cell
+
+
+def _paragraphs(source: str) -> list[str]:
+    """Cut markdown at blank lines and headings; fenced code stays whole.
+
+    >>> _paragraphs("## Head\\ntext\\n\\n```\\n# no\\n\\nhead\\n```")
+    ['## Head', 'text', '```\\n# no\\n\\nhead\\n```']
+    """
+    paragraphs, fenced = [[]], False
+    for line in source.splitlines():
+        heading = not fenced and re.match(r"#{1,6} ", line)
+        if heading or (not fenced and not line.strip()):
+            paragraphs.append([])
+        if line.strip() or fenced:
+            paragraphs[-1].append(line)
+        if heading:
+            paragraphs.append([])
+        fenced ^= line.lstrip().startswith("```")
+    return ["\n".join(lines) for lines in paragraphs if lines]
+
+
+def _lines(cell: NotebookNode) -> float:
+    """Return how much of a slide a cell takes, roughly, in lines of text."""
+    if cell.cell_type == "markdown":
+        if cell.source.startswith("#"):
+            return _HEADING
+        if cell.source.startswith("|"):
+            return _ROW * cell.source.count("\n")
+        return 0.5 + len(cell.source) / _LINE_CHARACTERS + _FORMULA * cell.source.count("$$") / 2
+    hidden = "transient" in cell.metadata
+    lines = 0 if hidden else 0.8 + _CODE_LINE * len(cell.source.splitlines())
+    for output in cell.outputs:
+        data = output.get("data", {})
+        if any(mime.startswith("image/") for mime in data):
+            lines += _PICTURE
+        elif "text/html" in data:
+            lines += 1 + _ROW * data["text/html"].count("<tr")
+        elif "text/markdown" in data:
+            lines += 1 + _ROW * data["text/markdown"].count("\n")
+        else:
+            text = output.get("text", data.get("text/plain", ""))
+            lines += 0.4 + _OUTPUT_LINE * len(text.splitlines())
+    return lines
