@@ -182,7 +182,8 @@ def record(experiment: str, store: Store) -> list[Path]:
         raise ValueError(f"experiment: expected one with runs in {store.folder}, got {experiment!r}")
     curves, target, written = store.curves(), recorded_results(), []
     for regime, of_regime in records.groupby("regime"):
-        name = f"{experiment}.parquet" if regime == "epochs" else f"{experiment}-{regime}.parquet"
+        suffix = "" if regime == "epochs" else f"-{regime}"
+        name = f"{experiment.removesuffix(suffix)}{suffix}.parquet"
         of_runs = curves[curves.config_hash.isin(of_regime.config_hash)].sort_values(["config_hash", "epoch"])
         for place, table in ((target / "curves" / name, of_runs), (target / name, of_regime)):
             if len(table):
