@@ -210,7 +210,7 @@ class CLIP(ProbingPool):
             side = math.isqrt(x.shape[1])
             if x.shape[1] == math.prod(self.feat_size):
                 grid = self.feat_size
-            elif x.shape[1] == side * side:
+            elif side and x.shape[1] == side * side:
                 grid = (side, side)
         return super()._read(x, grid)
 
