@@ -394,7 +394,7 @@ class Setting:
             name: self._variant("once", backbone, name, part.variants[name], base.get("model_options", {}))
             for name in grid.variants
         }
-        return replace(grid, base=base, variants=variants, baseline=part.baseline)
+        return replace(grid, base=base, variants=variants)
 
     def _heads(self, part: Experiment, grid: Grid) -> list[Grid]:
         """On the features of networks that were trained in "once"."""
@@ -411,7 +411,7 @@ class Setting:
         for trained_with in TRUNKS[kind][: 1 if self.profile == "smoke" else None]:
             options = (METHODS | CLS)[trained_with]
             trunk = once | self._variant("once", backbone, trained_with, options, once.get("model_options", {}))
-            heads = replace(grid, base=base, variants=variants, baseline=part.baseline, trunk=trunk)
+            heads = replace(grid, base=base, variants=variants, trunk=trunk)
             seeds = grid.seeds if self.profile == "smoke" else max(grid.seeds, HEAD_SEEDS)
             grids.append(replace(heads, seeds=seeds, keep_models=0))
         return grids
@@ -466,6 +466,7 @@ class Setting:
             min(self.seeds, experiment.most_seeds, SMOKE_SEEDS if smoke else self.seeds),
             self.profile,
             experiment.keep_models,
+            experiment.baseline,
         )
 
 
