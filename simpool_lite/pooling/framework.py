@@ -242,9 +242,12 @@ LARGEST_PLAIN = 5  # exponents up to this are taken of the values as they are: 1
 def power_mean(V: Tensor, A: Tensor, exponent: float | Tensor) -> Tensor:
     """( sum_i a_i v_i^exponent )^(1/exponent), of V ``(B, m, p, d')`` and A ``(B, m, k, p)``; ``(B, m, k, d')``.
 
+    Also of V ``(p, d')`` and A ``(p,)``, which gives ``(d',)``.
+
     Powers are those of v_i divided by the largest one that has a weight (the smallest for a negative exponent), so
     that they lie in [0, 1] with a 1 among them, and neither overflow nor vanish together.
     """
+    one_vector = A.ndim == 1
     V, A = V.unsqueeze(-3), A.unsqueeze(-1)
     unseen = A == 0
     with torch.no_grad():  # the mean is the same whatever it is divided by
@@ -255,7 +258,8 @@ def power_mean(V: Tensor, A: Tensor, exponent: float | Tensor) -> Tensor:
             unit = largest if exponent > 0 else smallest
         unit = unit.clamp_min(torch.finfo(V.dtype).tiny)
     ratios = (V / unit.unsqueeze(-2)).masked_fill(unseen, 1)
-    return unit * (A * ratios.pow(exponent)).sum(-2).pow(1 / exponent)
+    mean = unit * (A * ratios.pow(exponent)).sum(-2).pow(1 / exponent)
+    return mean[0] if one_vector else mean
 
 
 def f_alpha(alpha: float | Tensor) -> tuple[Part, Part]:

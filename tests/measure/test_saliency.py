@@ -18,9 +18,9 @@ def test_baselines_without_an_image_are_weights(baseline):
     torch.testing.assert_close(maps, maps.flip(2))
 
 
-def test_uniform_is_the_whole_image_and_scores_the_objects_share():
+def test_uniform_has_no_box_and_scores_the_objects_share():
     maps, true = uniform(torch.rand(2, 3, 16, 16)), [torch.tensor([[0, 0, 15, 15]]), torch.tensor([[0, 0, 4, 4]])]
-    assert box_accuracy(maps, true, 16)["max_box_acc_v2"] == 50
+    assert box_accuracy(maps, true, 16)["max_box_acc_v2"] == 0
     assert pointing_game(maps, true, 16) == pytest.approx(100 * (225 + 16) / 2 / 256)
 
 
