@@ -114,6 +114,26 @@ def _vectors(k: int) -> dict[str, dict]:
 
 EXPERIMENTS = (
     Experiment(
+        name="headline",
+        notebook="00",
+        question="what a transformer gains when SimPool replaces its class token or its average",
+        kind="transformer",
+        variants=CLS | HEADLINE | {"gamma 1.25": _simpool(gamma=1.25)},
+        smoke=("CLS", "GAP", "SimPool"),
+        keep_models=3,
+        regimes=("once",),
+    ),
+    Experiment(
+        name="headline",
+        notebook="00",
+        question="what a ConvNet gains when SimPool replaces its average",
+        kind="convnet",
+        variants=HEADLINE | {"GeM": METHODS["GeM"], "gamma 2": _simpool(gamma=2.0)},
+        smoke=("GAP", "SimPool"),
+        keep_models=3,
+        regimes=("once",),
+    ),
+    Experiment(
         name="first-light",
         notebook="00",
         question="what a transformer gains when SimPool replaces its class token or its average",
