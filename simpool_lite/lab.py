@@ -17,13 +17,12 @@ from . import (
     save_model,
 )
 from .device import resolve_device
-from .experiments.budgets import BUDGETS, SMALL_IMAGES
+from .experiments.budgets import BUDGETS
 from .experiments.config import RunConfig
 from .experiments.evidence import image_errors
 from .experiments.grid import Grid, run, summary
 from .experiments.paper import paper_table, published
 from .experiments.run import load_split, train_and_measure, train_and_record
-from .experiments.search import learning_rate_search
 from .experiments.store import COLUMNS, Store, open_store, recorded_results, unpack
 from .experiments.suite import Setting, run_heads
 from .figures import (

@@ -1,18 +1,13 @@
-"""Budgets: how long a small backbone trains, on which images, and at which learning rates.
+"""Budgets: how long a small backbone trains in each regime, on which images, and at which learning rates."""
 
-Named budgets: ``full`` (notebook 00, until the curves are flat), ``short`` (the ablations, five sixths of the image
-size) and ``tournament`` (short, but long enough that no method stays at chance).
-"""
-
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 PROFILES = ("smoke", "laptop", "gpu")
 
-SMALL_IMAGES = {"size": 40, "object_size": (17, 28)}  # photo-digits at five sixths of its size
 SMOKE_IMAGES = {"num_images": 96}
 GPU_IMAGES = {"size": 192, "object_size": (72, 128), "num_images": 16384}
 SMOKE_SEEDS = 2
-SEARCH_SEEDS = (100, 101)  # never reported
+SEARCH_SEED = 100  # never reported
 
 
 @dataclass(frozen=True)
@@ -22,10 +17,8 @@ class Budget:
     Args:
         epochs: passes over the training images.
         images: options of photo-digits.
-        searched_rates: the learning rates that were tried for every method.
-        search_epochs: epochs of that search's first round.
-        learning_rates: the winner per pooling, or in the regimes "once" and "head" per variant; what is not named has
-            1e-3.
+        searched_rates: the learning rates that were tried for every variant (`simpool_lite.experiments.search`).
+        learning_rates: the winner per variant; what is not named has 1e-3.
         batch_size: images per step.
         model_options: arguments of the backbone.
     """
@@ -33,68 +26,15 @@ class Budget:
     epochs: int = 30
     images: dict = field(default_factory=dict)
     searched_rates: tuple[float, ...] = ()
-    search_epochs: int = 0
     learning_rates: dict[str, float] = field(default_factory=dict)
     batch_size: int = 32
     model_options: dict = field(default_factory=dict)
 
-    def learning_rate(self, pool: str) -> float:
-        """The rate of a pooling; a variant of SimPool has SimPool's."""
-        return self.learning_rates.get("simpool" if pool == "ablated_simpool" else pool, 1e-3)
-
 
 OTHER = Budget()  # of a backbone that the reader names
 
-# The learning rates are the best of the recorded searches, see simpool_lite.experiments.search.
-FULL = {
-    "convnet_micro": Budget(
-        epochs=10,
-        searched_rates=(1e-3, 2e-3, 4e-3, 8e-3),
-        search_epochs=5,
-        learning_rates={"gap": 2e-3, "simpool": 2e-3},
-    ),
-    "vit_micro": Budget(
-        epochs=30,
-        searched_rates=(2.5e-4, 5e-4, 1e-3, 2e-3),
-        search_epochs=10,
-        learning_rates={"cls": 1e-3, "gap": 5e-4, "simpool": 1e-3},
-    ),
-}
-SHORT = {
-    "convnet_micro": Budget(
-        epochs=5,
-        images=SMALL_IMAGES,
-        searched_rates=(2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 16e-3),
-        search_epochs=4,
-        learning_rates={
-            "gap": 4e-3,
-            "max": 16e-3,
-            "gem": 4e-3,
-            "lse": 4e-3,
-            "how": 5e-4,
-            "kmeans": 4e-3,
-            "otk": 8e-3,
-            "slot": 5e-4,
-            "se": 8e-3,
-            "cbam": 1e-3,
-            "ge": 8e-3,
-            "vit": 2e-3,
-            "cait": 5e-4,
-            "simpool": 2e-3,
-        },
-    ),
-    "vit_micro": Budget(
-        epochs=10,
-        images=SMALL_IMAGES,
-        searched_rates=(2.5e-4, 5e-4, 1e-3, 2e-3),
-        search_epochs=10,  # in fewer, the transformer stays near chance at every rate
-        learning_rates={"cls": 5e-4, "gap": 5e-4, "ge": 5e-4, "slot": 2.5e-4, "cait": 2.5e-4, "simpool": 1e-3},
-    ),
-}
-TOURNAMENT = {"convnet_micro": replace(SHORT["convnet_micro"], epochs=8), "vit_micro": SHORT["vit_micro"]}
-
-# One pass over fresh images, and heads on features of fresh images: the regimes that tell poolings apart (protocol 2).
 DIGITS_32 = {"size": 32, "object_size": (13, 22)}
+DIGITS_40 = {"size": 40, "object_size": (17, 28)}  # 5 x 5 positions for vit_micro
 ONCE = {
     "convnet_micro": Budget(
         epochs=1,
@@ -117,9 +57,9 @@ ONCE = {
     ),
     "vit_micro": Budget(
         epochs=1,
-        images={"num_images": 65536},
+        images={"num_images": 65536, **DIGITS_40},
         searched_rates=(5e-4, 1e-3, 2e-3),
-        batch_size=64,
+        batch_size=32,  # in batches of 64 two of three poolings have hardly begun at the end
         model_options={"depth": 2},
     ),
 }
@@ -154,6 +94,11 @@ HEAD = {
         },
         batch_size=128,
     ),
-    "vit_micro": Budget(epochs=6, images={"num_images": 8192}, searched_rates=(1e-3, 3e-3, 1e-2, 2e-2), batch_size=128),
+    "vit_micro": Budget(
+        epochs=6,
+        images={"num_images": 8192, **DIGITS_40},
+        searched_rates=(1e-3, 3e-3, 1e-2, 2e-2),
+        batch_size=128,
+    ),
 }
-BUDGETS = {"once": ONCE, "head": HEAD, "full": FULL, "short": SHORT, "tournament": TOURNAMENT}
+BUDGETS = {"once": ONCE, "head": HEAD}

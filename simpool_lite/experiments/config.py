@@ -6,10 +6,9 @@ from dataclasses import asdict, dataclass, field
 
 from ..checks import check_choice
 
-# Raised when training or evaluation changes meaning, so that old records are not taken for new ones. Protocol 1 is the
-# regime "epochs": its tables are made again one by one.
+# Raised when training or evaluation changes meaning, so that old records are not taken for new ones.
 PROTOCOL = 2
-REGIMES = ("head", "once", "epochs")
+REGIMES = ("head", "once")
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class RunConfig:
         weight_decay: of AdamW.
         regime: "once" trains a network end to end and tests it on :data:`~simpool_lite.experiments.run.TEST_IMAGES`
             images; "head" trains the pooling, a BatchNorm without affine and a linear classifier on the features of a
-            frozen trunk; "epochs" is the regime of protocol 1: several passes over few images, tested on 1,024.
+            frozen trunk.
         measured_on: the split that the measurements are of: "test", or "val" for choices.
         trunk: for "head": fields of the configuration whose trained network gives the features.
     """
@@ -54,7 +53,7 @@ class RunConfig:
     batch_size: int = 32
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
-    regime: str = "epochs"
+    regime: str = "once"
     measured_on: str = "test"
     trunk: dict | None = None
 
@@ -65,10 +64,6 @@ class RunConfig:
             wanted = "the fields of the trunk's configuration" if self.regime == "head" else "None"
             raise ValueError(f"trunk: expected {wanted} with regime={self.regime!r}, got {self.trunk!r}")
 
-    @property
-    def protocol(self) -> int:
-        return 1 if self.regime == "epochs" else PROTOCOL
-
     def trunk_config(self) -> "RunConfig":
         """The configuration of the network that gives the features."""
         return RunConfig(**self.trunk)
@@ -78,7 +73,5 @@ class RunConfig:
         values = asdict(self)
         if not self.model_options:
             del values["model_options"]  # younger than the first records, which keep their names
-        if self.protocol == 1:
-            del values["regime"], values["measured_on"], values["trunk"]
-        text = json.dumps(values | {"protocol": self.protocol}, sort_keys=True)
+        text = json.dumps(values | {"protocol": PROTOCOL}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -256,13 +256,12 @@ def _table(grid: Grid, runs: list[tuple[str, RunConfig]], store: Store) -> pd.Da
             "ended; a cluster's machines and this one need a folder that they share"
         )
     variants = [variant for variant, _ in runs]
-    if grid.base.get("regime", "epochs") != "epochs":
-        for variant in grid.variants:
-            seed = 1 + max(config.seed for name, config in runs if name == variant)
-            while (key := grid.config(variant, seed).hash()) in records.index:
-                hashes.append(key)
-                variants.append(variant)
-                seed += 1
+    for variant in grid.variants:
+        seed = 1 + max(config.seed for name, config in runs if name == variant)
+        while (key := grid.config(variant, seed).hash()) in records.index:
+            hashes.append(key)
+            variants.append(variant)
+            seed += 1
     table = records.loc[hashes].reset_index(drop=True)
     return table.assign(experiment=grid.experiment, variant=variants, profile=grid.profile)
 

@@ -6,9 +6,10 @@ import pandas as pd
 
 from ..checks import check_choice
 from ..pooling import list_pools
+from .budgets import SEARCH_SEED
 from .grid import Grid, run
 from .run import load_split
-from .search import SEARCH_SEEDS, best_rates
+from .search import best_rates
 from .store import Store
 
 RATES = (1e-3, 3e-3, 1e-2)
@@ -69,7 +70,7 @@ def probe_backbone(
     trunk = {"backbone": backbone, "pool": BASELINE, "pretrained": pretrained, "epochs": 0}
     how = {"device": device, "workers": 1, "progress": progress}  # one worker: the first fills the cache of features
     tried = {f"{name} {rate:g}": {"pool": name, "learning_rate": rate} for name in names for rate in RATES}
-    search = Grid("probe-rates", base | {"measured_on": "val"}, tried, SEARCH_SEEDS[:1], "probe", trunk=trunk)
+    search = Grid("probe-rates", base | {"measured_on": "val"}, tried, (SEARCH_SEED,), "probe", trunk=trunk)
     load_split(search.config(next(iter(tried)), 0), "train")  # raises at once where there are no images
     found = run(search, store, **how)
     if (found.status == "failed").all():

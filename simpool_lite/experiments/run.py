@@ -29,7 +29,6 @@ from accelerate.utils import set_seed
 from torch import distributed, nn
 
 from ..datasets import LabelledImages, load_data
-from ..datasets.photo_digits import DEFAULT_NUM_IMAGES
 from ..device import resolve_device
 from ..measure.attention import evaluate_attention
 from ..measure.classification import evaluate, evaluate_each
@@ -62,7 +61,7 @@ def train_and_measure(
         The model, in evaluation mode; its measurements (see :mod:`simpool_lite.measure`) with ``correct`` (of each
         image, bool), ``parameters``, ``images_per_second`` (training steps only), ``peak_memory_mb`` (of this process)
         and ``seconds``; the training curve: one row per epoch, or six of one, with ``epoch step train_loss`` and
-        ``top1 loss attention_entropy logit_spread`` on some images of "val" (in the regime "epochs" on the test split).
+        ``top1 loss attention_entropy logit_spread`` on some images of "val".
 
     Raises:
         FloatingPointError: the loss is no longer finite.
@@ -74,7 +73,7 @@ def train_and_measure(
         reset_peak_memory(accelerator.device)
         set_seed(config.seed)
         train_data, test_data = load_split(config, "train"), load_split(config, config.measured_on)
-        curve_data = test_data if config.regime == "epochs" else load_split(config, "val", CURVE_IMAGES)
+        curve_data = load_split(config, "val", CURVE_IMAGES)
         model, curve, images_per_second = train(
             make_model(config, train_data),
             train_data,
@@ -85,7 +84,7 @@ def train_and_measure(
             weight_decay=config.weight_decay,
             seed=config.seed,
             measure=lambda model: evaluate(model, curve_data, accelerator.device, accelerator=accelerator),
-            measurements=config.epochs if config.regime == "epochs" else max(config.epochs, POINTS_OF_A_CURVE),
+            measurements=max(config.epochs, POINTS_OF_A_CURVE),
             compile=compile,
             progress=progress,
             description=f"{config.backbone} {config.pool}",
@@ -175,19 +174,14 @@ def load_split(config: RunConfig, split: str, at_most: int = TEST_IMAGES) -> Lab
     Photo-digits is tested on ``at_most`` images, and on no more than it trains on. "val" is apart from the others.
     """
     if config.dataset == "photo-digits":
-        options = dict(config.data_options)
-        if config.regime == "epochs":
-            at_most = DEFAULT_NUM_IMAGES["test"]
-        else:
-            options["without_val"] = True
+        options = {**config.data_options, "without_val": True}
         if split != "train":
             options["num_images"] = min(options.get("num_images", at_most), at_most)
             options.pop("seed", None) if config.regime == "head" else None
         return load_data(config.dataset, split, target=config.target, **options)
     timm_config = timm.get_pretrained_cfg(config.backbone)
     form = {"image_size": timm_config.input_size[-1], "mean": timm_config.mean, "std": timm_config.std}
-    form |= {"without_val": config.regime != "epochs"} | ({"augment": False} if config.regime == "head" else {})
-    form |= config.data_options
+    form |= {"without_val": True} | ({"augment": False} if config.regime == "head" else {}) | config.data_options
     return load_data(config.dataset, split, data_root=config.data_root, **form)
 
 

@@ -1,4 +1,4 @@
-"""The search for learning rates: every method at the same rates with the same budget, on seeds never reported."""
+"""The search for learning rates: every variant at the same rates with the same budget, on a seed never reported."""
 
 import json
 from collections.abc import Iterable
@@ -6,59 +6,13 @@ from dataclasses import replace
 
 import pandas as pd
 
-from .budgets import BUDGETS, SEARCH_SEEDS
+from .budgets import BUDGETS, SEARCH_SEED
 from .grid import Grid
-from .suite import BACKBONES, CLS, HEADLINE, METHODS, WINNERS, Kind, Setting
-
-NAMES = {"full": "learning-rate-search", "short": "suite-learning-rates"}  # of the recorded searches, by budget
-
-
-def learning_rate_search(kind: Kind, budget: str = "short") -> Grid:
-    """The first round: every method at all rates, on one seed.
-
-    Args:
-        kind: of the backbone.
-        budget: "full", for the methods of notebook 00, or "short", for all others.
-    """
-    backbone = BACKBONES[kind]
-    methods = HEADLINE if budget == "full" else METHODS if kind == "convnet" else WINNERS
-    if kind == "transformer":
-        methods = CLS | methods
-    allowed = BUDGETS[budget][backbone]
-    variants = {
-        f"{name} {rate:g}": changes | {"learning_rate": rate}
-        for name, changes in methods.items()
-        for rate in allowed.searched_rates
-    }
-    base = Setting().base(backbone, budget=budget) | {"epochs": allowed.search_epochs}
-    return Grid(NAMES[budget], base, variants, seeds=SEARCH_SEEDS[:1])
-
-
-def learning_rate_playoff(kind: Kind, first_round: pd.DataFrame) -> Grid:
-    """The second round: the two best rates of every method with the epochs of the tournament, on another seed.
-
-    Args:
-        kind: of the backbone.
-        first_round: the records of :func:`learning_rate_search`.
-    """
-    grid = learning_rate_search(kind)
-    backbone = grid.base["backbone"]
-    first_round = first_round[first_round.variant.isin(grid.variants) & (first_round.backbone == backbone)]
-    best = first_round.sort_values("top1", ascending=False, kind="stable").groupby("pool").head(2).variant
-    variants = {name: changes for name, changes in grid.variants.items() if name in set(best)}
-    epochs = BUDGETS["tournament"][backbone].epochs
-    return replace(grid, base=grid.base | {"epochs": epochs}, variants=variants, seeds=SEARCH_SEEDS[1:])
-
-
-def best_learning_rates(runs: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """For each backbone the rate with the highest accuracy per pooling."""
-    rate = runs.config.map(lambda config: json.loads(config)["learning_rate"])
-    by_backbone = runs.assign(rate=rate).set_index("rate").groupby("backbone")
-    return {backbone: runs.groupby("pool").top1.idxmax().to_dict() for backbone, runs in by_backbone}
+from .suite import Setting
 
 
 def rate_search(setting: Setting, names: Iterable[str], regime: str) -> list[Grid]:
-    """The search of protocol 2: every variant of some experiments at the regime's rates, measured on "val".
+    """Every variant of some experiments at the regime's rates, measured on "val".
 
     In the regime "once" on half of the images.
 
@@ -89,7 +43,7 @@ def rate_search(setting: Setting, names: Iterable[str], regime: str) -> list[Gri
             experiment=f"rates-{regime}",
             base=base,
             variants=(earlier.variants if earlier else {}) | variants,
-            seeds=SEARCH_SEEDS[:1],
+            seeds=(SEARCH_SEED,),
             keep_models=0,
         )
     return list(found.values())

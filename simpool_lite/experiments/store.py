@@ -26,7 +26,7 @@ import pandas as pd
 
 from .. import __version__
 from ..files import remove_stale, repository_root, write_atomically
-from .config import RunConfig
+from .config import PROTOCOL, RunConfig
 from .tables import one_per_run, read_tables
 
 if TYPE_CHECKING:
@@ -69,9 +69,7 @@ class Store:
         Files that cannot be read, records of a newer protocol and runs with two results are named in warnings; of
         several records of one configuration a finished one comes first, then the newest.
         """
-        table = one_per_run(read_tables(self.folders, "*.parquet", COLUMNS, ["config_hash", "status", "protocol"]))
-        table["regime"] = table["regime"].fillna("epochs")  # records of protocol 1 are older than the column
-        return table
+        return one_per_run(read_tables(self.folders, "*.parquet", COLUMNS, ["config_hash", "status", "protocol"]))
 
     def curves(self) -> pd.DataFrame:
         """All training curves, one row per epoch, with the columns of :data:`CURVE_COLUMNS`.
@@ -170,8 +168,7 @@ def record(experiment: str, store: Store) -> list[Path]:
         store: where the runs are.
 
     Returns:
-        The Parquet files with the records, one per regime: ``<experiment>-<regime>.parquet``, without the regime for
-        those of protocol 1.
+        The Parquet files with the records, one per regime: ``<experiment>-<regime>.parquet``.
 
     Raises:
         ValueError: the store has no finished run of that experiment.
@@ -182,8 +179,7 @@ def record(experiment: str, store: Store) -> list[Path]:
         raise ValueError(f"experiment: expected one with runs in {store.folder}, got {experiment!r}")
     curves, target, written = store.curves(), recorded_results(), []
     for regime, of_regime in records.groupby("regime"):
-        suffix = "" if regime == "epochs" else f"-{regime}"
-        name = f"{experiment.removesuffix(suffix)}{suffix}.parquet"
+        name = f"{experiment.removesuffix(f'-{regime}')}-{regime}.parquet"
         of_runs = curves[curves.config_hash.isin(of_regime.config_hash)].sort_values(["config_hash", "epoch"])
         for place, table in ((target / "curves" / name, of_runs), (target / name, of_regime)):
             if len(table):
@@ -227,7 +223,7 @@ def make_record(
         "profile": profile,
         "status": status,
         "reason": reason,
-        "protocol": config.protocol,
+        "protocol": PROTOCOL,
         "package_version": __version__,
         "git_revision": _git_revision(),
         "torch_version": torch.__version__,

@@ -11,9 +11,9 @@ from typing import Literal
 import pandas as pd
 
 from ..checks import check_choice
-from .budgets import BUDGETS, GPU_IMAGES, OTHER, PROFILES, SMOKE_IMAGES, SMOKE_SEEDS, Budget
+from .budgets import BUDGETS, GPU_IMAGES, OTHER, PROFILES, SMOKE_IMAGES, SMOKE_SEEDS
 from .config import REGIMES
-from .grid import Grid, run
+from .grid import TRUNK_SEEDS, Grid, run
 from .store import Store
 
 Kind = Literal["convnet", "transformer", "any"]
@@ -34,13 +34,11 @@ class Experiment:
         variants: name to the fields of :class:`~simpool_lite.experiments.config.RunConfig` that differ; those without
             a ``pool`` are SimPool.
         smoke: the variants that the profile "smoke" keeps.
-        budget: a name in :data:`~simpool_lite.experiments.budgets.BUDGETS`.
         paper: the rows of the paper beside it, as arguments of :func:`~simpool_lite.experiments.paper.published`.
         condition: what is special about this part.
         images: options of photo-digits that differ.
         changes: further fields that all variants share.
         keep_models: seeds below this keep their trained model.
-        most_seeds: how many are enough, whatever the setting says.
         baseline: the variant that the others are compared with.
         regimes: in which it is run.
     """
@@ -51,46 +49,44 @@ class Experiment:
     kind: Kind
     variants: dict[str, dict]
     smoke: tuple[str, ...]
-    budget: str = "short"
     paper: dict[str, str | tuple[str, ...]] = field(default_factory=dict)
     condition: str = ""
     images: dict = field(default_factory=dict)
     changes: dict = field(default_factory=dict)
     keep_models: int = 0
-    most_seeds: int = 1000
     baseline: str = "SimPool"
-    regimes: tuple[str, ...] = ("epochs",)
+    regimes: tuple[str, ...] = ("head",)
 
 
 HEAD_SEEDS = 6  # at least: two for each of three trunks
 TRUNKS = {"convnet": ("GAP", "GeM", "SimPool"), "transformer": ("CLS", "GAP", "SimPool")}  # what trains them
 
+# Several vectors are classified each, and each class takes its largest logit: as in the paper's Figure 3.
+LARGEST_LOGIT = {"pool_kwargs": {"reduce": "concat"}, "model_options": {"max_logits": True}}
 METHODS = {
     "GAP": {"pool": "gap"},
     "max": {"pool": "max"},
+    "GAP+max": {"pool": "gap_max"},
     "GeM": {"pool": "gem"},
     "LSE": {"pool": "lse"},
     "HOW": {"pool": "how"},
-    "k-means": {"pool": "kmeans"},
-    "OTK": {"pool": "otk"},
-    "Slot": {"pool": "slot"},
+    "k-means": {"pool": "kmeans"} | LARGEST_LOGIT,
+    "OTK": {"pool": "otk"} | LARGEST_LOGIT,
+    "Slot": {"pool": "slot"} | LARGEST_LOGIT,
     "SE": {"pool": "se"},
     "CBAM": {"pool": "cbam"},
     "GE": {"pool": "ge"},
-    "ViT": {"pool": "vit", "pool_kwargs": {"depth": 2}},
-    "CaiT": {"pool": "cait", "pool_kwargs": {"layer_scale": 1e-5}},
+    "ViT": {"pool": "vit"},
+    "CaiT": {"pool": "cait"},
     "SimPool": {"pool": "simpool"},
 }
 CLS = {"CLS": {"pool": "cls"}}
-WINNERS = {name: METHODS[name] for name in ("GAP", "GE", "Slot", "CaiT", "SimPool")}  # the paper's Table 2
-UNIVERSAL = {name: METHODS[name] for name in ("GAP", "max", "GeM", "CaiT", "SimPool")}
-HEADLINE = {name: METHODS[name] for name in ("GAP", "SimPool")}
-MORE_IMAGES = 4 * 4096
+UNIVERSAL = {name: METHODS[name] for name in ("GAP", "max", "GeM", "SimPool")}
 
 CONDITIONS = {
     "default": {},
-    "small digit": {"images": {"object_size": (11, 17)}},
-    "large digit": {"images": {"object_size": (25, 31)}},
+    "small digit": {"images": {"object_size": (9, 13)}},
+    "large digit": {"images": {"object_size": (22, 30)}},
     "no fragments": {"images": {"distractors": 0}},
     "8 fragments": {"images": {"distractors": 8}},
     "photo": {"changes": {"target": "photo"}},
@@ -112,15 +108,17 @@ def _vectors(k: int) -> dict[str, dict]:
     return {f"k = {k}, max": several | {"model_options": {"max_logits": True}}, f"k = {k}, concat": several}
 
 
+STARTS = {"SimPool": {}} | {f"U0 {start}": _ablated(init=start) for start in ("max", "energy", "learned", "random")}
+
 EXPERIMENTS = (
     Experiment(
         name="headline",
         notebook="00",
         question="what a transformer gains when SimPool replaces its class token or its average",
         kind="transformer",
-        variants=CLS | HEADLINE | {"gamma 1.25": _simpool(gamma=1.25)},
+        variants=CLS | {name: METHODS[name] for name in ("GAP", "SimPool")} | {"gamma 1.25": _simpool(gamma=1.25)},
         smoke=("CLS", "GAP", "SimPool"),
-        keep_models=3,
+        keep_models=TRUNK_SEEDS,
         regimes=("once",),
     ),
     Experiment(
@@ -128,62 +126,30 @@ EXPERIMENTS = (
         notebook="00",
         question="what a ConvNet gains when SimPool replaces its average",
         kind="convnet",
-        variants=HEADLINE | {"GeM": METHODS["GeM"], "gamma 2": _simpool(gamma=2.0)},
+        variants={name: METHODS[name] for name in ("GAP", "GeM", "SimPool")} | {"gamma 2": _simpool(gamma=2.0)},
         smoke=("GAP", "SimPool"),
-        keep_models=3,
+        keep_models=TRUNK_SEEDS,
         regimes=("once",),
     ),
     Experiment(
-        name="first-light",
-        notebook="00",
-        question="what a transformer gains when SimPool replaces its class token or its average",
-        kind="transformer",
-        variants=CLS | HEADLINE,
-        smoke=("CLS", "GAP", "SimPool"),
-        budget="full",
-        keep_models=1,
-    ),
-    Experiment(
-        name="first-light",
-        notebook="00",
-        question="what a ConvNet gains when SimPool replaces its average",
+        name="scene",
+        notebook="05",
+        question="the same ConvNets where the photograph is the answer: does the query follow the image?",
         kind="convnet",
-        variants=HEADLINE,
+        variants={"GAP": METHODS["GAP"], "SimPool": {}},
         smoke=("GAP", "SimPool"),
-        budget="full",
-        keep_models=1,
-    ),
-    Experiment(
-        name="more-images",
-        notebook="00",
-        question="the same on four times the images, so that the transformer cannot learn them by heart",
-        kind="transformer",
-        variants=CLS | HEADLINE,
-        smoke=("CLS", "GAP", "SimPool"),
-        budget="full",
-        images={"num_images": MORE_IMAGES},
-        changes={"epochs": 5},
-        most_seeds=2,
+        changes={"target": "photo"},
+        keep_models=TRUNK_SEEDS,
+        regimes=("once",),
     ),
     Experiment(
         name="tournament",
         notebook="04",
-        question="which of fourteen poolings a ConvNet needs",
+        question="which of fifteen poolings gets most out of given features",
         kind="convnet",
         variants=METHODS,
         smoke=("GAP", "SimPool"),
-        budget="tournament",
         paper={"table": "2", "network": "ResNet-50", "setting": "100 epochs"},
-    ),
-    Experiment(
-        name="tournament",
-        notebook="04",
-        question="which of six poolings a transformer needs",
-        kind="transformer",
-        variants=CLS | WINNERS,
-        smoke=("CLS", "SimPool"),
-        budget="tournament",
-        paper={"table": "2", "network": "ViT-S", "setting": ("100 epochs", "100 epochs, no gamma")},
     ),
     *(
         Experiment(
@@ -193,7 +159,6 @@ EXPERIMENTS = (
             kind="any",
             variants=UNIVERSAL,
             smoke=("GAP", "SimPool"),
-            budget="tournament",
             condition=condition,
             **changes,
         )
@@ -204,25 +169,33 @@ EXPERIMENTS = (
         notebook="05",
         question="where the query starts",
         kind="convnet",
-        variants={"SimPool": {}}
-        | {f"U0 {start}": _ablated(init=start) for start in ("max", "energy", "learned", "random")},
+        variants=STARTS,
         smoke=("SimPool", "U0 learned"),
         paper=LEFT_OF_TABLE_10,
-        regimes=("epochs", "head", "once"),
+        regimes=("head", "once"),
     ),
     Experiment(
         name="init",
         notebook="05",
         question="where the query of a transformer starts",
         kind="transformer",
-        variants={"SimPool": {}, "U0 learned": _ablated(init="learned"), "U0 CLS": _ablated(init="cls")},
-        smoke=("SimPool", "U0 CLS"),
+        variants=STARTS,
+        smoke=("SimPool", "U0 learned"),
         paper=LEFT_OF_TABLE_10,
+    ),
+    Experiment(
+        name="init-scene",
+        notebook="05",
+        question="where the query starts if the photograph is the answer",
+        kind="convnet",
+        variants=STARTS,
+        smoke=("SimPool", "U0 learned"),
+        changes={"target": "photo"},
     ),
     Experiment(
         name="iterations",
         notebook="05",
-        question="one step or more, with the same parameters in each step or with its own",
+        question="how many steps the attention takes, with shared parameters (iterations) or their own (layers)",
         kind="any",
         variants={"SimPool": {}}
         | {f"{T} iterations": _ablated(T=T) for T in (2, 3, 5)}
@@ -237,7 +210,7 @@ EXPERIMENTS = (
         kind="any",
         variants={"SimPool": {}} | {f"LN {s or 'none'}": _ablated(norm=s) for s in SUBSETS if s != "kv"},
         smoke=("SimPool", "LN none"),
-        regimes=("epochs", "head", "once"),
+        regimes=("head", "once"),
     ),
     Experiment(
         name="linear",
@@ -251,19 +224,6 @@ EXPERIMENTS = (
         paper=LEFT_OF_TABLE_10,
     ),
     Experiment(
-        name="norm-order",
-        notebook="06",
-        question="whether a transformer is pooled after its final norm or before it",
-        kind="transformer",
-        variants={
-            "SimPool": {},
-            "LN none": _ablated(norm=""),
-            "before the norm": {"norm_first": False},
-            "before the norm, LN none": _ablated(norm="") | {"norm_first": False},
-        },
-        smoke=("SimPool", "before the norm"),
-    ),
-    Experiment(
         name="exponent",
         notebook="07",
         question="what the exponent gamma does, fixed and learned",
@@ -272,7 +232,7 @@ EXPERIMENTS = (
         | {f"gamma {g:g}": _simpool(gamma=g) for g in (1.0, 1.25, 1.5, 2.0, 3.0, 5.0)}
         | {"gamma learned": _ablated(gamma=2.0, learn_gamma=True)},
         smoke=("SimPool", "gamma 2"),
-        regimes=("epochs", "head", "once"),
+        regimes=("head", "once"),
         keep_models=1,
     ),
     Experiment(
@@ -345,8 +305,8 @@ class Setting:
     Raises:
         ValueError: there is no such profile.
 
-    >>> [grid.base["backbone"] for grid in Setting().grids("init")]
-    ['convnet_micro', 'vit_micro']
+    >>> [grid.base["backbone"] for grid in Setting().grids("headline", "once")]
+    ['vit_micro', 'convnet_micro']
     """
 
     profile: str = "laptop"
@@ -370,8 +330,8 @@ class Setting:
             return {"transformer" if is_transformer(self.backbone) else "convnet": self.backbone}
         return GPU_BACKBONES if self.profile == "gpu" else BACKBONES
 
-    def grids(self, name: str, regime: str = "epochs") -> list[Grid]:
-        """The grids of an experiment, one per backbone and, in the regime "head", per kind of trunk.
+    def grids(self, name: str, regime: str) -> list[Grid]:
+        """The grids of an experiment, one per backbone, condition and, in the regime "head", per kind of trunk.
 
         There is none for a kind of backbone that the reader did not name, and none for a regime in which the experiment
         is not run.
@@ -380,89 +340,18 @@ class Setting:
             ValueError: there is no such experiment or regime.
         """
         check_choice("regime", regime, REGIMES)
-        parts = [(part, grid) for part, grid in self._parts(name) if regime in part.regimes]
-        if regime == "epochs":
-            return [grid for _, grid in parts]
-        if regime == "once":
-            return [self._once(part, grid) for part, grid in parts]
-        return [grid for part, grid in parts for grid in self._heads(part, grid)]
+        return [grid for part in self._parts(name) if regime in part.regimes for grid in self._grids(part, regime)]
 
-    def conditions(self, name: str) -> dict[str, Grid]:
-        """The grids of an experiment by condition."""
-        return {part.condition: grid for part, grid in self._parts(name)}
+    def conditions(self, name: str) -> dict[str, list[Grid]]:
+        """The grids of an experiment in the regime "head" by condition."""
+        return {part.condition: self._grids(part, "head") for part in self._parts(name)}
 
-    def base(self, backbone: str, experiment: Experiment | None = None, budget: str = "short") -> dict:
-        """The fields of a :class:`~simpool_lite.experiments.config.RunConfig` that the runs on a backbone share."""
-        if experiment is not None:
-            budget = experiment.budget
-        allowed = BUDGETS[budget].get(backbone, OTHER)
-        base = {"backbone": backbone, "dataset": self.dataset, "data_root": self.data_root, "epochs": allowed.epochs}
-        if self.profile == "gpu":
-            base["batch_size"] = 128
-        if self.dataset == "photo-digits":
-            images = (GPU_IMAGES if self.profile == "gpu" else allowed.images) | (
-                experiment.images if experiment else {}
-            )
-            base |= {"target": "digit", "data_options": images | (SMOKE_IMAGES if self.profile == "smoke" else {})}
-        base |= experiment.changes if experiment else {}
-        return base | ({"epochs": 1} if self.profile == "smoke" else {})
-
-    def _once(self, part: Experiment, grid: Grid) -> Grid:
-        backbone = grid.base["backbone"]
-        base = self._protocol_2("once", backbone, part)
-        variants = {
-            name: self._variant("once", backbone, name, part.variants[name], base.get("model_options", {}))
-            for name in grid.variants
-        }
-        return replace(grid, base=base, variants=variants)
-
-    def _heads(self, part: Experiment, grid: Grid) -> list[Grid]:
-        """On the features of networks that were trained in "once"."""
-        backbone = grid.base["backbone"]
-        once = self._protocol_2("once", backbone, part)
-        kind = "transformer" if is_transformer(backbone) else "convnet"
-        variants = {
-            name: self._variant("head", backbone, name, part.variants[name], {})
-            for name in grid.variants
-            if "cls" not in str(part.variants[name])  # a head sees no class token
-        }
-        base = self._protocol_2("head", backbone, part)
-        grids = []
-        for trained_with in TRUNKS[kind][: 1 if self.profile == "smoke" else None]:
-            options = (METHODS | CLS)[trained_with]
-            trunk = once | self._variant("once", backbone, trained_with, options, once.get("model_options", {}))
-            heads = replace(grid, base=base, variants=variants, trunk=trunk)
-            seeds = grid.seeds if self.profile == "smoke" else max(grid.seeds, HEAD_SEEDS)
-            grids.append(replace(heads, seeds=seeds, keep_models=0))
-        return grids
-
-    def _protocol_2(self, regime: str, backbone: str, part: Experiment) -> dict:
-        """The fields that all runs of a backbone share in a regime."""
-        budget = BUDGETS[regime].get(backbone, OTHER)
-        base = {"backbone": backbone, "dataset": self.dataset, "data_root": self.data_root, "regime": regime}
-        base |= {"epochs": budget.epochs, "batch_size": budget.batch_size}
-        if budget.model_options:
-            base["model_options"] = budget.model_options
-        if self.dataset == "photo-digits":
-            images = budget.images | part.images | (SMOKE_IMAGES if self.profile == "smoke" else {})
-            base |= {"target": "digit", "data_options": images}
-        base |= part.changes
-        return base | ({"epochs": 1} if self.profile == "smoke" else {})
-
-    def _variant(self, regime: str, backbone: str, name: str, changes: dict, model_options: dict) -> dict:
-        changes = {"pool": "simpool"} | changes
-        if options := model_options | changes.get("model_options", {}):
-            changes["model_options"] = options
-        rate = BUDGETS[regime].get(backbone, OTHER).learning_rates.get(name, 1e-3)
-        return changes | {"learning_rate": rate}
-
-    def _parts(self, name: str) -> list[tuple[Experiment, Grid]]:
+    def _parts(self, name: str) -> list[Experiment]:
         parts = [experiment for experiment in EXPERIMENTS if experiment.name == name]
         if not parts:
             names = ", ".join(dict.fromkeys(experiment.name for experiment in EXPERIMENTS))
             raise ValueError(f"name: expected an experiment ({names}), got {name!r}")
-        grids = ((part, self._grid(part)) for part in parts if part.condition in self._conditions())
-        return [(part, grid) for part, grid in grids if grid is not None]
+        return [part for part in parts if part.condition in self._conditions() and self._backbone(part)]
 
     def _conditions(self) -> Collection[str]:
         """Which conditions there are; only photo-digits has more than the default."""
@@ -470,24 +359,56 @@ class Setting:
             return ("", "default")
         return ("", "default", "photo") if self.profile == "smoke" else ("", *CONDITIONS)
 
-    def _grid(self, experiment: Experiment) -> Grid | None:
+    def _backbone(self, part: Experiment) -> str | None:
         backbones = self.backbones()
-        backbone = next(iter(backbones.values())) if experiment.kind == "any" else backbones.get(experiment.kind)
-        if backbone is None:
-            return None
-        smoke, variants = self.profile == "smoke", experiment.variants
+        return next(iter(backbones.values())) if part.kind == "any" else backbones.get(part.kind)
+
+    def _grids(self, part: Experiment, regime: str) -> list[Grid]:
+        smoke, seeds = self.profile == "smoke", self.seeds
         if smoke:
-            variants = {name: variants[name] for name in experiment.smoke}
-        budget = BUDGETS[experiment.budget].get(backbone, OTHER)
-        return Grid(
-            experiment.name,
-            self.base(backbone, experiment),
-            {name: with_learning_rate(changes, budget) for name, changes in variants.items()},
-            min(self.seeds, experiment.most_seeds, SMOKE_SEEDS if smoke else self.seeds),
-            self.profile,
-            experiment.keep_models,
-            experiment.baseline,
-        )
+            seeds = min(seeds, SMOKE_SEEDS)
+        elif regime == "head":
+            seeds = max(seeds, HEAD_SEEDS)
+        backbone = self._backbone(part)
+        base = self._base(regime, backbone, part)
+        variants = {
+            name: self._variant(regime, backbone, name, changes)
+            for name, changes in part.variants.items()
+            if not smoke or name in part.smoke
+        }
+        keep_models = part.keep_models if regime == "once" else 0
+        grid = Grid(part.name, base, variants, seeds, self.profile, keep_models, part.baseline)
+        if regime == "once":
+            return [grid]
+        return [replace(grid, trunk=trunk) for trunk in self._trunks(backbone)[: 1 if smoke else None]]
+
+    def _trunks(self, backbone: str) -> list[dict]:
+        """The networks of the headline, whose features the heads pool."""
+        base = self._base("once", backbone)
+        names = TRUNKS["transformer" if is_transformer(backbone) else "convnet"]
+        return [base | self._variant("once", backbone, name, (METHODS | CLS)[name]) for name in names]
+
+    def _base(self, regime: str, backbone: str, part: Experiment | None = None) -> dict:
+        """The fields of a :class:`~simpool_lite.experiments.config.RunConfig` that the runs on a backbone share."""
+        budget, smoke = BUDGETS[regime].get(backbone, OTHER), self.profile == "smoke"
+        base = {"backbone": backbone, "dataset": self.dataset, "data_root": self.data_root, "regime": regime}
+        base |= {"epochs": budget.epochs, "batch_size": 128 if self.profile == "gpu" else budget.batch_size}
+        if budget.model_options:
+            base["model_options"] = budget.model_options
+        if self.dataset == "photo-digits":
+            images = GPU_IMAGES if self.profile == "gpu" else budget.images
+            base |= {"target": "digit", "data_options": images | (part.images if part else {})}
+            base["data_options"] |= SMOKE_IMAGES if smoke else {}
+        base |= part.changes if part else {}
+        return base | ({"epochs": 1} if smoke else {})
+
+    def _variant(self, regime: str, backbone: str, name: str, changes: dict) -> dict:
+        """A variant's pooling, SimPool unless it names one, and its own learning rate."""
+        budget = BUDGETS[regime].get(backbone, OTHER)
+        changes = {"pool": "simpool"} | changes
+        if options := budget.model_options | changes.get("model_options", {}):
+            changes["model_options"] = options
+        return changes | {"learning_rate": budget.learning_rates.get(name, 1e-3)}
 
 
 def run_heads(setting: Setting, name: str, store: Store, **how: object) -> dict[str, pd.DataFrame]:
@@ -508,12 +429,6 @@ def run_heads(setting: Setting, name: str, store: Store, **how: object) -> dict[
     return found
 
 
-def with_learning_rate(changes: dict, budget: Budget) -> dict:
-    """A variant with its pooling, SimPool unless it names one, and the learning rate of that pooling."""
-    changes = {"pool": "simpool"} | changes
-    return changes | {"learning_rate": budget.learning_rate(changes["pool"])}
-
-
 def table_of_records(records: pd.DataFrame) -> pd.DataFrame:
     """The recorded runs of protocol 2: one row per experiment, regime, backbone and what trained the trunk.
 
@@ -521,7 +436,6 @@ def table_of_records(records: pd.DataFrame) -> pd.DataFrame:
         Columns ``experiment regime backbone trunk runs fewest hours``: how many runs there are, how many of the variant
         that has fewest, and their time in processor hours.
     """
-    records = records[records.protocol > 1]
     trunk = records.trunk.str.rsplit(" ", n=1).str[0].fillna("-")
     groups = records.assign(trunk=trunk).groupby(["experiment", "regime", "backbone", "trunk"])
     fewest = groups.apply(lambda runs: runs.variant.value_counts().min())
@@ -541,20 +455,3 @@ def notebooks() -> dict[str, list[str]]:
         if experiment.name not in names:
             names.append(experiment.name)
     return shown
-
-
-def runs_table() -> pd.DataFrame:
-    """What the laptop profile runs in the regime "epochs": one row per experiment and backbone.
-
-    Returns:
-        Columns ``experiment notebook backbone runs question``; runs that an earlier row has are not counted.
-    """
-    setting, seen, rows = Setting(), set(), []
-    for experiment in (part for part in EXPERIMENTS if "epochs" in part.regimes):
-        grid = setting._grid(experiment)
-        hashes = {config.hash() for _, config in grid.runs()}
-        row = {"experiment": experiment.name, "notebook": experiment.notebook, "backbone": grid.base["backbone"]}
-        rows.append(row | {"runs": len(hashes - seen), "question": experiment.question})
-        seen |= hashes
-    keys = ["experiment", "notebook", "backbone", "question"]
-    return pd.DataFrame(rows).groupby(keys, sort=False).runs.sum().reset_index()
