@@ -41,6 +41,7 @@ class Experiment:
         keep_models: seeds below this keep their trained model.
         baseline: the variant that the others are compared with.
         regimes: in which it is run.
+        trunks: how many of :data:`TRUNKS` the heads pool the features of.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Experiment:
     keep_models: int = 0
     baseline: str = "SimPool"
     regimes: tuple[str, ...] = ("head",)
+    trunks: int = 1
 
 
 HEAD_SEEDS = 6  # at least: two for each of three trunks
@@ -151,6 +153,15 @@ EXPERIMENTS = (
         smoke=("GAP", "SimPool"),
         paper={"table": "2", "network": "ResNet-50", "setting": "100 epochs"},
     ),
+    Experiment(
+        name="trunk-and-head",
+        notebook="04",
+        question="what training with one pooling does to the features for the others",
+        kind="convnet",
+        variants=UNIVERSAL,
+        smoke=("GAP", "SimPool"),
+        trunks=3,
+    ),
     *(
         Experiment(
             name="who-wins-where",
@@ -173,6 +184,7 @@ EXPERIMENTS = (
         smoke=("SimPool", "U0 learned"),
         paper=LEFT_OF_TABLE_10,
         regimes=("head", "once"),
+        trunks=3,
     ),
     Experiment(
         name="init",
@@ -211,6 +223,7 @@ EXPERIMENTS = (
         variants={"SimPool": {}} | {f"LN {s or 'none'}": _ablated(norm=s) for s in SUBSETS if s != "kv"},
         smoke=("SimPool", "LN none"),
         regimes=("head", "once"),
+        trunks=3,
     ),
     Experiment(
         name="linear",
@@ -234,6 +247,7 @@ EXPERIMENTS = (
         smoke=("SimPool", "gamma 2"),
         regimes=("head", "once"),
         keep_models=1,
+        trunks=3,
     ),
     Experiment(
         name="shift",
@@ -380,7 +394,7 @@ class Setting:
         grid = Grid(part.name, base, variants, seeds, self.profile, keep_models, part.baseline)
         if regime == "once":
             return [grid]
-        return [replace(grid, trunk=trunk) for trunk in self._trunks(backbone)[: 1 if smoke else None]]
+        return [replace(grid, trunk=trunk) for trunk in self._trunks(backbone)[: 1 if smoke else part.trunks]]
 
     def _trunks(self, backbone: str) -> list[dict]:
         """The networks of the headline, whose features the heads pool."""
