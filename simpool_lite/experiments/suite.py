@@ -41,7 +41,7 @@ class Experiment:
         keep_models: seeds below this keep their trained model.
         baseline: the variant that the others are compared with.
         regimes: in which it is run.
-        trunks: how many of :data:`TRUNKS` the heads pool the features of.
+        trunks: for "head": what the trunks are trained with; left out, all of :data:`TRUNKS`.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Experiment:
     keep_models: int = 0
     baseline: str = "SimPool"
     regimes: tuple[str, ...] = ("head",)
-    trunks: int = 1
+    trunks: tuple[str, ...] = ()
 
 
 HEAD_SEEDS = 6  # at least: two for each of three trunks
@@ -83,6 +83,24 @@ METHODS = {
     "SimPool": {"pool": "simpool"},
 }
 CLS = {"CLS": {"pool": "cls"}}
+# Attentive probes but for the two whose positions talk to each other (abmilp, dinovit): they cost fifty times as much.
+PROBES = {
+    "GAP": {"pool": "gap"},  # the linear probe
+    "SimPool": {"pool": "simpool"},
+    "eSimPool": {"pool": "esimpool"},
+    "EP": {"pool": "ep"},
+    "AIM": {"pool": "aim"},
+    "CAE": {"pool": "cae"},
+    "CLIP": {"pool": "clip", "pool_kwargs": {"feat_size": 8}},
+    "CoCa": {"pool": "coca"},
+    "DOLG": {"pool": "dolg"},
+    "JEPA": {"pool": "jepa"},
+    "SigLIP": {"pool": "siglip"},
+}
+EP_TRADE = {
+    f"EP {queries}, {width}": {"pool": "ep", "pool_kwargs": {"num_queries": queries, "d_out": d_out}}
+    for queries, width, d_out in ((1, "d", 1), (8, "d", 1), (1, "d/4", 4), (8, "d/4", 4))
+}
 UNIVERSAL = {name: METHODS[name] for name in ("GAP", "max", "GeM", "SimPool")}
 
 CONDITIONS = {
@@ -151,6 +169,7 @@ EXPERIMENTS = (
         kind="convnet",
         variants=METHODS,
         smoke=("GAP", "SimPool"),
+        trunks=("GAP",),
         paper={"table": "2", "network": "ResNet-50", "setting": "100 epochs"},
     ),
     Experiment(
@@ -160,7 +179,6 @@ EXPERIMENTS = (
         kind="convnet",
         variants=UNIVERSAL,
         smoke=("GAP", "SimPool"),
-        trunks=3,
     ),
     *(
         Experiment(
@@ -170,6 +188,7 @@ EXPERIMENTS = (
             kind="any",
             variants=UNIVERSAL,
             smoke=("GAP", "SimPool"),
+            trunks=("GAP",),
             condition=condition,
             **changes,
         )
@@ -184,7 +203,6 @@ EXPERIMENTS = (
         smoke=("SimPool", "U0 learned"),
         paper=LEFT_OF_TABLE_10,
         regimes=("head", "once"),
-        trunks=3,
     ),
     Experiment(
         name="init",
@@ -193,6 +211,7 @@ EXPERIMENTS = (
         kind="transformer",
         variants=STARTS,
         smoke=("SimPool", "U0 learned"),
+        trunks=("SimPool",),
         paper=LEFT_OF_TABLE_10,
     ),
     Experiment(
@@ -202,6 +221,7 @@ EXPERIMENTS = (
         kind="convnet",
         variants=STARTS,
         smoke=("SimPool", "U0 learned"),
+        trunks=("GAP",),
         changes={"target": "photo"},
     ),
     Experiment(
@@ -210,9 +230,10 @@ EXPERIMENTS = (
         question="how many steps the attention takes, with shared parameters (iterations) or their own (layers)",
         kind="any",
         variants={"SimPool": {}}
-        | {f"{T} iterations": _ablated(T=T) for T in (2, 3, 5)}
-        | {f"{T} layers": _ablated(T=T, separate=True) for T in (2, 3, 5)},
+        | {f"{T} iterations": _ablated(T=T) for T in (3, 5)}
+        | {f"{T} layers": _ablated(T=T, separate=True) for T in (3, 5)},
         smoke=("SimPool", "3 iterations"),
+        trunks=("GAP",),
         paper=LEFT_OF_TABLE_10,
     ),
     Experiment(
@@ -223,7 +244,6 @@ EXPERIMENTS = (
         variants={"SimPool": {}} | {f"LN {s or 'none'}": _ablated(norm=s) for s in SUBSETS if s != "kv"},
         smoke=("SimPool", "LN none"),
         regimes=("head", "once"),
-        trunks=3,
     ),
     Experiment(
         name="linear",
@@ -234,6 +254,7 @@ EXPERIMENTS = (
         | {f"W {s or 'none'}": _ablated(linear=s) for s in ("", "q", "k", "qkv")}
         | {"W_Q = W_K": _ablated(tied=True), "LN qkv, W qkv": _ablated(norm="qkv", linear="qkv")},
         smoke=("SimPool", "W_Q = W_K"),
+        trunks=("GAP",),
         paper=LEFT_OF_TABLE_10,
     ),
     Experiment(
@@ -247,7 +268,6 @@ EXPERIMENTS = (
         smoke=("SimPool", "gamma 2"),
         regimes=("head", "once"),
         keep_models=1,
-        trunks=3,
     ),
     Experiment(
         name="shift",
@@ -257,6 +277,7 @@ EXPERIMENTS = (
         variants={"shift image": _simpool(gamma=2.0)}
         | {f"shift {name}": _simpool(gamma=2.0, shift=name) for name in ("batch", "channel")},
         smoke=("shift image", "shift batch"),
+        trunks=("GAP",),
         baseline="shift image",
     ),
     Experiment(
@@ -266,6 +287,7 @@ EXPERIMENTS = (
         kind="any",
         variants={"SimPool": {}} | {f"{m} heads": _simpool(num_heads=m) for m in (2, 4, 8)},
         smoke=("SimPool", "4 heads"),
+        trunks=("GAP",),
         paper=LEFT_OF_TABLE_10,
     ),
     Experiment(
@@ -275,6 +297,7 @@ EXPERIMENTS = (
         kind="any",
         variants={"SimPool": {}} | {name: _ablated(similarity=name) for name in ("cosine", "distance")},
         smoke=("SimPool", "cosine"),
+        trunks=("GAP",),
         paper=LEFT_OF_TABLE_10,
     ),
     Experiment(
@@ -290,6 +313,7 @@ EXPERIMENTS = (
             "GAP": METHODS["GAP"],
         },
         smoke=("SimPool", "sparsemax", "GAP"),
+        trunks=("GAP",),
         paper=LEFT_OF_TABLE_10,
     ),
     Experiment(
@@ -297,9 +321,21 @@ EXPERIMENTS = (
         notebook="08",
         question="k queries from k-means, joined by concatenation or by the maximum of the logits",
         kind="any",
-        variants={"SimPool": {}} | _vectors(2) | _vectors(3) | _vectors(5),
+        variants={"SimPool": {}} | _vectors(2) | _vectors(5),
         smoke=("SimPool", "k = 2, max"),
+        trunks=("GAP",),
         paper=LEFT_OF_TABLE_10,
+    ),
+    Experiment(
+        name="probing",
+        notebook="14",
+        question="which attentive probe gets most out of frozen features",
+        kind="convnet",
+        variants=PROBES | EP_TRADE,
+        smoke=("GAP", "SimPool", "EP"),
+        baseline="GAP",
+        regimes=("head",),
+        trunks=("GAP", "SimPool"),
     ),
 )
 
@@ -394,12 +430,12 @@ class Setting:
         grid = Grid(part.name, base, variants, seeds, self.profile, keep_models, part.baseline)
         if regime == "once":
             return [grid]
-        return [replace(grid, trunk=trunk) for trunk in self._trunks(backbone)[: 1 if smoke else part.trunks]]
+        return [replace(grid, trunk=trunk) for trunk in self._trunks(backbone, part)[: 1 if smoke else None]]
 
-    def _trunks(self, backbone: str) -> list[dict]:
+    def _trunks(self, backbone: str, part: Experiment) -> list[dict]:
         """The networks of the headline, whose features the heads pool."""
         base = self._base("once", backbone)
-        names = TRUNKS["transformer" if is_transformer(backbone) else "convnet"]
+        names = part.trunks or TRUNKS["transformer" if is_transformer(backbone) else "convnet"]
         return [base | self._variant("once", backbone, name, (METHODS | CLS)[name]) for name in names]
 
     def _base(self, regime: str, backbone: str, part: Experiment | None = None) -> dict:

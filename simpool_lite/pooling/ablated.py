@@ -6,7 +6,18 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_choice, check_int, check_number
-from .base import Pool, check_heads, register_pool
+from .attend import average
+from .attention_pool import (
+    AttentionPool,
+    Look,
+    affine,
+    by_heads,
+    nothing,
+    on_keys_side,
+    own_slices,
+    project_heads,
+)
+from .base import check_heads, register_pool
 from .framework import (
     Part,
     Reduce,
@@ -14,7 +25,7 @@ from .framework import (
     cosine,
     dot,
     f_alpha,
-    gap,
+    generic_pool,
     negative_distance,
     sigmoid,
     softmax,
@@ -44,11 +55,27 @@ STARTS = {
 }
 
 
+def largest(tokens: Tensor, dtype: torch.dtype) -> Tensor:
+    """max(X), ``(B, d)``."""
+    return tokens.to(dtype).amax(1)
+
+
+def by_energy(tokens: Tensor, dtype: torch.dtype) -> Tensor:
+    """The average of the positions weighted by ``|x_i|^2``, ``(B, d)``."""
+    X = tokens.to(dtype)
+    energy = X.square().sum(-1, keepdim=True)
+    # The floor keeps an image of zeros at zero instead of 0 / 0.
+    return (energy * X).sum(1) / energy.sum(1).clamp_min(torch.finfo(dtype).tiny)
+
+
+SEEN = {"gap": average, "max": largest, "energy": by_energy}  # by a query that depends on the image
+
+
 @register_pool("ablated_simpool", listed=False)
-class AblatedSimPool(Pool):
+class AblatedSimPool(AttentionPool):
     r"""SimPool with every choice that an ablation changes; at the defaults it is SimPool.
 
-    It is evaluated by :func:`~simpool_lite.generic_pool` and not by a forward of its own, so it is slower.
+    It is evaluated by :func:`~simpool_lite.generic_pool`, so it is slower, unless it is one attention (see ``look``).
 
     Args:
         dim, num_heads, qkv_bias, qk_scale, gamma, use_beta, shift, eps: see :class:`SimPool`.
@@ -131,6 +158,7 @@ class AblatedSimPool(Pool):
             gamma = check_number("gamma", gamma, above_zero=True)
         self.out_dim = self.k * self.dim if reduce == "concat" else self.dim
         self.needs_class_token = init == "cls"
+        self.start = SEEN.get(init, nothing)
 
         check_number("eps", eps, above_zero=True)
         self._add_maps(self, qkv_bias, eps)
@@ -203,13 +231,38 @@ class AblatedSimPool(Pool):
             return self.kmeans(X).unflatten(-1, (self.k, -1))
         if self.init in ("learned", "random"):
             return self.query.expand(len(X), 1, -1)
-        if self.init == "max":
-            return X.amax(1, keepdim=True)
-        if self.init == "gap":
-            return gap(X)
-        energy = X.square().sum(-1, keepdim=True)
-        # The floor keeps an image of zeros at zero instead of 0 / 0.
-        return (energy * X).sum(1, keepdim=True) / energy.sum(1, keepdim=True).clamp_min(torch.finfo(X.dtype).tiny)
+        return self.start(X, X.dtype).unsqueeze(1)
+
+    @property
+    def look(self) -> Look | None:
+        """As SimPool's; None with an exponent, iterations, several vectors, or another similarity or attention."""
+        if self.gamma is not None or self.T > 1 or self.init in ("cls", "kmeans"):
+            return None
+        if (self.similarity, self.attention) != ("dot", "softmax"):
+            return None
+        return Look("k" in self.norm, "v" in self.norm, self.norm_patches.eps if self.norm else 1e-6)
+
+    def pool_tokens(self, tokens: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
+        if self.look is None:
+            return generic_pool(tokens, self.spec(), grid, return_attention=True)
+        return super().pool_tokens(tokens, grid)
+
+    def queries(self, start: Tensor | None) -> Tensor:
+        query = self.query if start is None else start
+        query = self.norm_patches(query) if "q" in self.norm else query
+        query = self.wq(query) if "q" in self.linear else query
+        query = query.unflatten(-1, (self.num_heads, -1)) * self.scale
+        key = self.wq if self.tied else self.wk
+        matrix = torch.eye(self.dim, dtype=query.dtype, device=query.device) if key is None else key.weight
+        query = on_keys_side(query, by_heads(matrix, self.num_heads), self.norm_patches if "k" in self.norm else None)
+        return query if key is None or key.bias is None else query + 0 * key.bias  # b_K has a gradient, of zero
+
+    def finish(self, sums: Tensor, start: Tensor | None) -> Tensor:
+        sums = affine(sums, self.norm_patches if "v" in self.norm else None)
+        if self.wv is None:
+            return own_slices(sums)
+        z = project_heads(sums, by_heads(self.wv.weight, self.num_heads))
+        return z if self.wv.bias is None else z + self.wv.bias
 
     def extra_repr(self) -> str:
         names = "num_heads init norm linear shift similarity attention T k reduce tied".split()

@@ -12,13 +12,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checks import check_int
-from .attend import attend, average
+from .attend import average
+from .attention_pool import AttentionPool, Look, affine, by_heads, on_keys_side, own_slices, project_heads
 from .base import Pool, check_heads, register_pool
 from .framework import Part, Spec, dot, same, softmax
 
 
 class ProbingPool(Pool):
     """A pooling of the probing family."""
+
+    family = "probing"
+
+
+class AttentiveProbe(AttentionPool):
+    """A pooling of the probing family that is one attention."""
 
     family = "probing"
     any_dtype = True
@@ -29,44 +36,8 @@ def heads_or(default: int, dim: int, num_heads: int | None) -> int:
     return math.gcd(default, dim) if num_heads is None else check_heads(dim, num_heads)
 
 
-def by_heads(matrix: Tensor, num_heads: int) -> Tensor:
-    """A weight ``(d, d)`` as ``(m, d/m, d)``."""
-    return matrix.unflatten(0, (num_heads, -1))
-
-
-def look(
-    tokens: Tensor,
-    queries: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    norm_keys: nn.LayerNorm | None = None,
-    norm_values: nn.LayerNorm | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Attention of k queries with m heads each, the same for all images.
-
-    Takes tokens ``(B, N, d)``, queries ``(k, m, c)``, W_K ``(m, c, d)`` and W_V ``(m, c', d)``; the LayerNorms are
-    those of the keys and of the values. Returns ``(B, k, m c')`` and the attention ``(B, k m, N)``.
-    """
-    on_keys_side = torch.einsum("kmc,mcd->kmd", queries, key).flatten(0, 1)
-    if norm_keys is not None:  # its shift adds the same to all logits of a query: it has a gradient, of zero
-        on_keys_side = on_keys_side * norm_keys.weight + 0 * norm_keys.bias
-    norm = norm_keys or norm_values
-    sums, attention, _ = attend(
-        tokens,
-        on_keys_side.expand(len(tokens), -1, -1),
-        norm_keys=norm_keys is not None,
-        norm_values=norm_values is not None,
-        eps=norm.eps if norm else 0.0,
-    )
-    if norm_values is not None:
-        sums = sums * norm_values.weight + norm_values.bias
-    sums = sums.unflatten(1, queries.shape[:2])
-    return torch.einsum("bkmd,mcd->bkmc", sums, value).flatten(2), attention
-
-
 @register_pool("ep")
-class EP(ProbingPool):
+class EP(AttentiveProbe):
     r"""Efficient probing: many learned queries, each with its own slice of the values, and no keys.
 
     ::
@@ -118,10 +89,11 @@ class EP(ProbingPool):
         """Of each vector its own slice: ``(B, M, c)`` to ``(B, M, c / M)``."""
         return Z.unflatten(-1, (self.num_queries, -1)).diagonal(dim1=1, dim2=2).mT
 
-    def pool_tokens(self, tokens: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
-        queries = (self.cls_token * self.dim**-0.5).expand(len(tokens), -1, -1)
-        sums, attention, _ = attend(tokens, queries, norm_keys=False, norm_values=False)
-        return torch.einsum("bmd,mcd->bmc", sums, by_heads(self.v.weight, self.num_queries)).flatten(1), attention
+    def queries(self, start: None) -> Tensor:
+        return self.cls_token * self.dim**-0.5
+
+    def finish(self, sums: Tensor, start: None) -> Tensor:
+        return project_heads(sums, by_heads(self.v.weight, self.num_queries))
 
 
 def _divisor(name: str, value: int, width: int, of: str) -> int:
@@ -131,7 +103,7 @@ def _divisor(name: str, value: int, width: int, of: str) -> int:
 
 
 @register_pool("esimpool")
-class ESimPool(ProbingPool):
+class ESimPool(AttentiveProbe):
     r"""SimPool without its linear maps: the normalised average looks at normalised positions.
 
     With one shared LayerNorm (LN), in each head's slice of the channels, d' = d / m wide::
@@ -168,13 +140,20 @@ class ESimPool(ProbingPool):
             heads=self.num_heads,
         )
 
-    def pool_tokens(self, tokens: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
+    start = staticmethod(average)
+
+    @property
+    def look(self) -> Look:
+        return Look(norm_keys=True, eps=self.norm_patches.eps)
+
+    def queries(self, start: Tensor) -> Tensor:
         norm, heads = self.norm_patches, self.num_heads
-        query = norm(average(tokens, norm.weight.dtype)) * norm.weight * (self.dim // heads) ** -0.5
+        query = norm(start) * norm.weight * (self.dim // heads) ** -0.5
         # Each head's query is zero in the other heads' channels.
-        queries = torch.diag_embed(query.unflatten(-1, (heads, -1)).mT).permute(0, 2, 3, 1).flatten(2)  # (B, m, d)
-        sums, attention, _ = attend(tokens, queries, norm_keys=True, norm_values=False, eps=norm.eps)
-        return sums.unflatten(-1, (heads, -1)).diagonal(dim1=1, dim2=2).mT.flatten(1), attention
+        return torch.diag_embed(query.unflatten(-1, (heads, -1)).mT).permute(0, 2, 3, 1).flatten(2)  # (B, m, d)
+
+    def finish(self, sums: Tensor, start: Tensor) -> Tensor:
+        return own_slices(sums)
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -211,7 +190,7 @@ class BatchNorm(nn.BatchNorm1d):
 
 
 @register_pool("aim")
-class AIM(ProbingPool):
+class AIM(AttentiveProbe):
     r"""AIM's attentive probe: learned queries, keys and values of features that a BatchNorm has standardised.
 
     ::
@@ -261,20 +240,29 @@ class AIM(ProbingPool):
             reduce="mean",
         )
 
-    def pool_tokens(self, tokens: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
-        mean, rstd = self.bn.statistics(tokens, self.k.weight.dtype, track=True)
+    def start(self, tokens: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Mean and 1 / standard deviation ``(d)`` of the batch's positions, or the running ones."""
+        return self.bn.statistics(tokens, dtype, track=True)
+
+    # BN is (x - mean) * rstd: of the keys the mean adds the same to all logits, of the values it comes off the sum.
+
+    def queries(self, start: tuple[Tensor, Tensor]) -> Tensor:
         queries = self.cls_token[0].unflatten(-1, (self.num_heads, -1)) * (self.dim // self.num_heads) ** -0.5
-        # BN is (x - mean) * rstd: of the keys the mean adds the same to all logits, of the values it comes off the sum.
-        key, value = (by_heads(layer.weight * rstd, self.num_heads) for layer in (self.k, self.v))
-        z, attention = look(tokens, queries, key, value)
-        return z.mean(1) - F.linear(mean * rstd, self.v.weight), attention
+        _, rstd = start
+        return on_keys_side(queries, by_heads(self.k.weight * rstd, self.num_heads)).flatten(0, 1).unsqueeze(0)
+
+    def finish(self, sums: Tensor, start: tuple[Tensor, Tensor]) -> Tensor:
+        mean, rstd = start
+        sums = sums.unflatten(1, (-1, self.num_heads))  # (B, k, m, d)
+        z = project_heads(sums, by_heads(self.v.weight * rstd, self.num_heads))
+        return z.mean(1) - F.linear(mean * rstd, self.v.weight)
 
     def _tensors(self):
         return self.bn.without_statistics(super()._tensors())
 
 
 @register_pool("coca")
-class CoCa(ProbingPool):
+class CoCa(AttentiveProbe):
     r"""CoCa's contrastive pooler: one learned query with several heads, which share their keys and values.
 
     ::
@@ -322,15 +310,16 @@ class CoCa(ProbingPool):
             heads=self.num_heads,
         )
 
-    def pool_tokens(self, tokens: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
+    def queries(self, start: None) -> Tensor:
         queries = self.q(self.norm(self.query[0])).unflatten(-1, (self.num_heads, -1)) * self.head_dim**-0.5
-        key, value = (weight.expand(self.num_heads, -1, -1) for weight in self.kv.weight.chunk(2))
-        z, attention = look(tokens, queries, key, value)
-        return self.proj(z.squeeze(1)), attention
+        return on_keys_side(queries, self.kv.weight.chunk(2)[0].expand(self.num_heads, -1, -1))
+
+    def finish(self, sums: Tensor, start: None) -> Tensor:
+        return self.proj(project_heads(sums, self.kv.weight.chunk(2)[1].expand(self.num_heads, -1, -1)))
 
 
 @register_pool("cae")
-class CAE(ProbingPool):
+class CAE(AttentiveProbe):
     r"""CAE's attentive probe: a learned query u, and a LayerNorm each for the query, the keys and the values.
 
     ::
@@ -376,9 +365,14 @@ class CAE(ProbingPool):
             heads=self.num_heads,
         )
 
-    def pool_tokens(self, tokens: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
+    @property
+    def look(self) -> Look:
+        return Look(norm_keys=True, norm_values=True, eps=self.norm1_k.eps)
+
+    def queries(self, start: None) -> Tensor:
         query = self.q(self.norm1_q(self.query_token[0])).unflatten(-1, (self.num_heads, -1))
-        key, value = by_heads(self.k.weight, self.num_heads), by_heads(self.v.weight, self.num_heads)
-        scale, norms = (self.dim // self.num_heads) ** -0.5, {"norm_keys": self.norm1_k, "norm_values": self.norm1_v}
-        z, attention = look(tokens, query * scale, key, value, **norms)
-        return self.proj(z.squeeze(1)), attention
+        query = query * (self.dim // self.num_heads) ** -0.5
+        return on_keys_side(query, by_heads(self.k.weight, self.num_heads), self.norm1_k)
+
+    def finish(self, sums: Tensor, start: None) -> Tensor:
+        return self.proj(project_heads(affine(sums, self.norm1_v), by_heads(self.v.weight, self.num_heads)))

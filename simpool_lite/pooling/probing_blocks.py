@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from ..checks import check_int
 from .attend import attend
+from .attention_pool import Look, affine, by_heads, on_keys_side, project_heads
 from .base import register_pool
 from .framework import Part, Spec, dot, same, softmax
-from .probing import BatchNorm, ProbingPool, by_heads, heads_or, look
+from .probing import AttentiveProbe, BatchNorm, ProbingPool, heads_or
 from .transformer import Block
 
 
@@ -28,7 +29,7 @@ class MLP(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
-class _Latent(ProbingPool):
+class _Latent(AttentiveProbe):
     """What SigLIP's and JEPA's poolings share: a learned query u, m heads, W_Q, W_K, W_V, W_O with biases, an MLP."""
 
     def __init__(self, dim: int, num_heads: int | None, default: int) -> None:
@@ -37,13 +38,16 @@ class _Latent(ProbingPool):
         self.q, self.kv, self.proj = (nn.Linear(self.dim, width * self.dim) for width in (1, 2, 1))
         self.mlp = MLP(self.dim)
 
-    def attended(self, u: Tensor, tokens: Tensor, norm: nn.LayerNorm | None) -> tuple[Tensor, Tensor]:
-        """W_O of the heads' sums ``(B, d)`` and the attention ``(B, m, N)``, for u ``(1, 1, d)``."""
+    def asked(self, u: Tensor, norm: nn.LayerNorm | None) -> Tensor:
+        """The heads' queries ``(1, m, d)``, for u ``(1, 1, d)``."""
         queries = self.q(u[0]).unflatten(-1, (self.num_heads, -1)) * (self.dim // self.num_heads) ** -0.5
-        key, value = (by_heads(weight, self.num_heads) for weight in self.kv.weight.chunk(2))
-        z, attention = look(tokens, queries, key, value, norm_keys=norm, norm_values=norm)
+        return on_keys_side(queries, by_heads(self.kv.weight.chunk(2)[0], self.num_heads), norm)
+
+    def joined(self, sums: Tensor, norm: nn.LayerNorm | None) -> Tensor:
+        """W_O of the heads' values, ``(B, m, d)`` to ``(B, d)``."""
+        z = project_heads(affine(sums, norm), by_heads(self.kv.weight.chunk(2)[1], self.num_heads))
         key_bias, value_bias = self.kv.bias.chunk(2)  # the keys' adds the same to all logits: a gradient of zero
-        return self.proj(z.squeeze(1) + value_bias + 0 * key_bias), attention
+        return self.proj(z + value_bias + 0 * key_bias)
 
     def keys_and_values(self, norm) -> dict[str, Part]:
         name = "X" if norm is same else r"\mathrm{LN}(X)"
@@ -96,9 +100,11 @@ class SigLIP(_Latent):
             heads=self.num_heads,
         )
 
-    def pool_tokens(self, tokens: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
-        y, attention = self.attended(self.latent, tokens, None)
-        return self._after(y), attention
+    def queries(self, start: None) -> Tensor:
+        return self.asked(self.latent, None)
+
+    def finish(self, sums: Tensor, start: None) -> Tensor:
+        return self._after(self.joined(sums, None))
 
     def _after(self, y: Tensor) -> Tensor:
         return y + self.mlp(y)
@@ -151,9 +157,15 @@ class JEPA(_Latent):
             heads=self.num_heads,
         )
 
-    def pool_tokens(self, tokens: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
-        y, attention = self.attended(self.query_tokens, tokens, self.norm1)
-        return self._after(self.query_tokens[0] + y), attention
+    @property
+    def look(self) -> Look:
+        return Look(norm_keys=True, norm_values=True, eps=self.norm1.eps)
+
+    def queries(self, start: None) -> Tensor:
+        return self.asked(self.query_tokens, self.norm1)
+
+    def finish(self, sums: Tensor, start: None) -> Tensor:
+        return self._after(self.query_tokens[0] + self.joined(sums, self.norm1))
 
     def _after(self, y: Tensor) -> Tensor:
         return y + self.mlp(self.norm2(y))
@@ -190,7 +202,6 @@ class CLIP(ProbingPool):
     (torch.Size([2, 384]), torch.Size([2, 4, 196]))
     """
 
-    any_dtype = False
     needs_grid = True
 
     def __init__(self, dim: int, feat_size: int | tuple[int, int] = 14, num_heads: int | None = None) -> None:
@@ -284,8 +295,6 @@ class DinoViT(ProbingPool):
     (torch.Size([2, 384]), torch.Size([2, 8, 196]))
     """
 
-    any_dtype = False
-
     def __init__(self, dim: int, num_heads: int | None = None) -> None:
         super().__init__(dim)
         self.block = Block(self.dim, heads_or(8, self.dim, num_heads), qkv_bias=False, eps=1e-5)
@@ -334,8 +343,6 @@ class ABMILP(ProbingPool):
     >>> z.shape, a.shape
     (torch.Size([2, 384]), torch.Size([2, 1, 196]))
     """
-
-    any_dtype = False
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim)
@@ -390,8 +397,6 @@ class DOLG(ProbingPool):
     >>> z.shape, a.shape
     (torch.Size([2, 384]), torch.Size([2, 1, 196]))
     """
-
-    any_dtype = False
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim)

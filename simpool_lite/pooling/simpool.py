@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_choice, check_number
-from .attend import attend, average
-from .base import Pool, check_heads, register_pool
+from .attend import average
+from .attention_pool import AttentionPool, Look, affine, by_heads, on_keys_side, own_slices
+from .base import check_heads, register_pool
 from .framework import LARGEST_PLAIN, Part, Spec, dot, f_alpha, gap, power_mean, softmax
 
 Shift = Literal["image", "batch", "channel"]
@@ -16,7 +17,7 @@ POSITIVE = 1e-6  # what the published code adds to v - min V, so that a power ha
 
 
 @register_pool("simpool")
-class SimPool(Pool):
+class SimPool(AttentionPool):
     r"""SimPool: one step of attention, from the average of the positions to the positions.
 
     With X the positions x_i and one shared LayerNorm (LN)::
@@ -110,19 +111,28 @@ class SimPool(Pool):
     # normalised x_i: k_i . w = n_i . (g * w) + b . w, of which the softmax drops the constant b . w (and b_K . q).
     # Without gamma the values' affine map comes after the sum: sum_i a_i (g * n_i + b) = g * (sum_i a_i n_i) + b.
 
-    def pool_tokens(self, tokens: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
-        norm, dtype = self.norm_patches, self.wq.weight.dtype
-        query = self._on_keys_side(self.wq(average(tokens, dtype))) * self.scale  # (B, h, d)
-        if self.gamma is not None:
-            return self._generalised_mean(norm(tokens.to(dtype)), query)
-        sums, attention, _ = attend(tokens, query * norm.weight, norm_keys=True, norm_values=True, eps=norm.eps)
-        own = (sums * norm.weight + norm.bias).unflatten(-1, (self.num_heads, -1))  # (B, h, h, d/h)
-        return own.diagonal(dim1=1, dim2=2).mT.flatten(1), attention  # each head keeps its slice of the channels
+    start = staticmethod(average)
 
-    def _on_keys_side(self, query: Tensor) -> Tensor:
-        """W_K^T q of every head, ``(B, d)`` to ``(B, h, d)``."""
-        weight = self.wk.weight.unflatten(0, (self.num_heads, -1))  # (h, d/h, d)
-        query = torch.einsum("bhc,hcd->bhd", query.unflatten(-1, (self.num_heads, -1)), weight)
+    @property
+    def look(self) -> Look | None:
+        return Look(norm_keys=True, norm_values=True, eps=self.norm_patches.eps) if self.gamma is None else None
+
+    def pool_tokens(self, tokens: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
+        if self.gamma is None:
+            return super().pool_tokens(tokens, grid)
+        dtype = self.wq.weight.dtype
+        return self._generalised_mean(self.norm_patches(tokens.to(dtype)), self._query(average(tokens, dtype)))
+
+    def queries(self, start: Tensor) -> Tensor:
+        return self._query(start) * self.norm_patches.weight
+
+    def finish(self, sums: Tensor, start: Tensor) -> Tensor:
+        return own_slices(affine(sums, self.norm_patches))  # each head keeps its slice of the channels
+
+    def _query(self, average: Tensor) -> Tensor:
+        """The query of every head on the keys' side, ``(B, d)`` to ``(B, h, d)``."""
+        query = self.wq(average).unflatten(-1, (self.num_heads, -1)) * self.scale
+        query = on_keys_side(query, by_heads(self.wk.weight, self.num_heads))
         return query if self.wk.bias is None else query + 0 * self.wk.bias  # b_K has a gradient, of zero
 
     def _generalised_mean(self, normed: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:

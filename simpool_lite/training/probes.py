@@ -19,6 +19,7 @@ from ..checks import check_int
 from ..pooling import create_pool
 from .features import Features
 from .features import cached_features as cached_features
+from .stacked import Stack, can_be_stacked, losses_of
 
 RATES = (1e-3, 3e-3, 1e-2)
 
@@ -34,12 +35,16 @@ class Head(nn.Module):
             are concatenated.
         **pool_kwargs: arguments of the pooling.
 
+    Attributes:
+        kind: the same for heads that differ in the values of their parameters alone.
+
     >>> Head("simpool", 64, 10)(torch.randn(2, 16, 64), grid=(4, 4))[0].shape
     torch.Size([2, 10])
     """
 
     def __init__(self, pool: str, dim: int, num_classes: int, *, max_logits: bool = False, **pool_kwargs) -> None:
         super().__init__()
+        self.kind = repr((pool, dim, num_classes, max_logits, sorted(pool_kwargs.items())))
         self.pooling = create_pool(pool, dim, **pool_kwargs)
         self.vectors = self.pooling.out_dim // dim if max_logits else 1
         width = self.pooling.out_dim // self.vectors
@@ -154,6 +159,9 @@ def train_heads(
 ) -> list[list[float]]:
     """Train heads on the same batches of features, each as if it were alone: AdamW, one cycle.
 
+    Heads that are one attention meet the features together, and those of one kind and one rate are one stack of
+    parameters (:mod:`simpool_lite.training.stacked`); the others take their turns.
+
     Args:
         heads: of the class :class:`Head`, on the device of the features; trained in place.
         rates: the maximum of each head's learning rate.
@@ -169,20 +177,34 @@ def train_heads(
     Returns:
         For each head its mean training loss per epoch; infinite or NaN where it diverged, which stops no other head.
     """
-    groups = [{"params": list(head.parameters()), "lr": rate} for head, rate in zip(heads, rates, strict=True)]
+    numbers: dict[tuple[str, float], list[int]] = {}  # of the heads in each stack
+    alone = []
+    for number, (head, rate) in enumerate(zip(heads, rates, strict=True)):
+        head.train()
+        if can_be_stacked(head):
+            numbers.setdefault((head.kind, rate), []).append(number)
+        else:
+            alone.append(number)
+    stacks = [Stack([heads[number] for number in those]) for those in numbers.values()]
+    stacked = [number for those in numbers.values() for number in those]
+    groups = [{"params": stack.trained, "lr": rate} for stack, (_, rate) in zip(stacks, numbers, strict=True)]
+    groups += [{"params": list(heads[number].parameters()), "lr": rates[number]} for number in alone]
     optimizer = torch.optim.AdamW(groups, weight_decay=weight_decay, fused=True)
     batch_size = min(batch_size, len(labels))
     steps = len(labels) // batch_size
-    schedule = OneCycleLR(optimizer, rates, total_steps=epochs * steps)
+    schedule = OneCycleLR(optimizer, [group["lr"] for group in groups], total_steps=epochs * steps)
     order = torch.Generator().manual_seed(seed)
     curves: list[list[float]] = [[] for _ in heads]
     for _ in tqdm(range(epochs), "heads", disable=not progress):
         losses = torch.zeros(len(heads), device=labels.device)
         for index in torch.randperm(len(labels), generator=order)[: steps * batch_size].split(batch_size):
             batch, target = features[index].float(), labels[index]
-            for number, head in enumerate(heads):
-                head.train()
-                loss = F.cross_entropy(head(batch, grid)[0], target)
+            if stacks:
+                of_stacks = torch.cat(losses_of(stacks, batch, grid, target))
+                of_stacks.sum().backward()
+                losses[stacked] += of_stacks.detach()
+            for number in alone:
+                loss = F.cross_entropy(heads[number](batch, grid)[0], target)
                 loss.backward()
                 losses[number] += loss.detach()
             optimizer.step()
@@ -190,6 +212,8 @@ def train_heads(
             optimizer.zero_grad()
         for curve, loss in zip(curves, (losses / steps).tolist(), strict=True):
             curve.append(loss)
+    for stack in stacks:
+        stack.unstack()
     return curves
 
 

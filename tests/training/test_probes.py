@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from simpool_lite import create_pool
 from simpool_lite.training.probes import Head, measure_head, train_heads
+from simpool_lite.training.stacked import can_be_stacked, shifts
 
 GRID = (4, 4)
 SHORT = {"epochs": 2, "batch_size": 16, "weight_decay": 0.05, "seed": 3, "progress": False}
@@ -30,6 +31,78 @@ def test_heads_trained_together_are_those_trained_alone(features):
         assert curve == pytest.approx(curves[number], rel=1e-5)
         for one, other in zip(alone.parameters(), together[number].parameters(), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+# Kinds of head that have a stacked form, two of each and at one rate, beside some that have none.
+STACKED = [
+    ("gap", {}),
+    ("max", {}),
+    ("simpool", {}),
+    ("simpool", {"num_heads": 2, "qkv_bias": True}),
+    ("ep", {"num_queries": 4}),
+    ("esimpool", {}),
+    ("aim", {"num_queries": 2}),
+    ("coca", {}),
+    ("cae", {}),
+    ("siglip", {}),
+    ("jepa", {}),
+    ("ablated_simpool", {"norm": "qk", "init": "learned"}),
+    ("ablated_simpool", {"norm": "", "init": "random", "linear": "kv"}),
+    ("ablated_simpool", {"init": "energy", "tied": True, "num_heads": 2}),
+    ("ablated_simpool", {"init": "max", "norm": "", "linear": ""}),
+]
+ALONE = [("simpool", {"gamma": 2.0}), ("ablated_simpool", {"T": 2}), ("clip", {"feat_size": 4})]
+
+
+def stacked_heads():
+    made = []
+    for seed in range(2):
+        for pool, kwargs in STACKED + ALONE:
+            torch.manual_seed(seed)
+            made.append(Head(pool, 8, 3, **kwargs))
+    return made
+
+
+def test_stacked_heads_are_what_each_is_alone(features):
+    """Parameters, running statistics, losses and logits, of heads with and without a stacked form."""
+    together = stacked_heads()
+    assert [can_be_stacked(head) for head in together] == 2 * ([True] * len(STACKED) + [False] * len(ALONE))
+    curves = train_heads(together, [3e-3] * len(together), *features, GRID, **SHORT)
+    for number, alone in enumerate(stacked_heads()):
+        (curve,) = train_heads([alone], [3e-3], *features, GRID, **SHORT)
+        assert curve == pytest.approx(curves[number], rel=1e-5)
+        torch.testing.assert_close(alone.state_dict(), together[number].state_dict(), rtol=1e-5, atol=1e-5)
+        logits = [head.eval()(features[0], GRID)[0] for head in (alone, together[number])]
+        torch.testing.assert_close(*logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("pool", "kwargs"), STACKED)
+def test_a_stacked_head_is_trained_as_by_its_own_forward(features, pool, kwargs):
+    """Against a loop over the head itself; what a BatchNorm takes away is rounding there, and left out here."""
+    heads = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        heads.append(Head(pool, 8, 3, **kwargs))
+    plain, stacked = heads
+    trained = [p for name, p in plain.named_parameters() if name.removeprefix("pooling.") not in shifts(plain.pooling)]
+    optimizer = torch.optim.AdamW(trained, lr=3e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=8)
+    order = torch.Generator().manual_seed(3)
+    for _ in range(2):
+        for index in torch.randperm(70, generator=order)[:64].split(16):
+            plain.zero_grad()
+            F.cross_entropy(plain(features[0][index], GRID)[0], features[1][index]).backward()
+            optimizer.step()
+            schedule.step()
+    train_heads([stacked], [3e-3], *features, GRID, **SHORT)
+    torch.testing.assert_close(plain.state_dict(), stacked.state_dict(), rtol=1e-4, atol=1e-4)
+
+
+def test_what_shifts_all_images_alike_is_found():
+    assert shifts(create_pool("simpool", 8)) == ["norm_patches.bias"]
+    assert shifts(create_pool("ablated_simpool", 8, norm="qkv")) == []  # the query's LayerNorm needs it
+    assert set(shifts(create_pool("cae", 8))) == {"norm1_k.bias", "norm1_v.bias", "proj.bias"}
+    assert shifts(create_pool("gap", 8)) == shifts(create_pool("ep", 8)) == []
 
 
 def test_a_head_is_trained_as_by_a_plain_loop(features):
