@@ -19,7 +19,7 @@ from . import (
 from .device import resolve_device
 from .experiments.budgets import BUDGETS
 from .experiments.config import RunConfig
-from .experiments.evidence import image_errors
+from .experiments.evidence import image_errors, judge
 from .experiments.grid import Grid, run, summary
 from .experiments.paper import paper_table, published
 from .experiments.run import load_split, train_and_measure, train_and_record

@@ -4,7 +4,7 @@ import json
 
 import pandas as pd
 
-from ..measure.decide import errors_by_source
+from ..measure.decide import decide, errors_by_source
 from .config import RunConfig
 from .run import load_split
 from .store import unpack
@@ -31,3 +31,29 @@ def image_errors(runs: pd.DataFrame, baseline: str) -> dict[str, float]:
     clusters = data.glyphs[:, 0].tolist() if config.dataset == "photo-digits" else range(len(data))
     correct = unpack(runs.correct, len(data))
     return errors_by_source(correct, runs.variant.tolist(), clusters, baseline)["images"].to_dict()
+
+
+def judge(
+    runs: pd.DataFrame,
+    baseline: str = "SimPool",
+    margin: float = 1.0,
+    *,
+    sequential: bool = False,
+    published: dict[str, float] | None = None,
+) -> pd.DataFrame:
+    """The verdicts on a grid's runs: :func:`~simpool_lite.measure.decide.decide` as the course uses it.
+
+    Intervals hold for these trunks (the seeds that share one are a block) and take the choice of test images in.
+
+    Args:
+        runs: records of one grid.
+        baseline: the variant that the others are compared with.
+        margin: the smallest difference that would matter, in points.
+        sequential: the number of runs followed from their results.
+        published: the paper's numbers by variant.
+    """
+    blocks = "trunk" if runs.trunk.nunique() > 1 else None
+    errors = image_errors(runs, baseline)
+    return decide(
+        runs, baseline, margin, sequential=sequential, blocks=blocks, image_errors=errors, published=published
+    )
