@@ -13,7 +13,7 @@ import torch
 from simpool_lite import create_model, load_data
 from simpool_lite.device import resolve_device
 from simpool_lite.experiments.config import RunConfig
-from simpool_lite.experiments.run import load_split, train_and_measure, train_and_record
+from simpool_lite.experiments.run import TEST_IMAGES, load_split, train_and_measure, train_and_record
 from simpool_lite.experiments.store import COLUMNS, CURVE_COLUMNS, Store, make_record, record
 from simpool_lite.measure.attention import average_precision, evaluate_attention, object_positions, sharpness
 from simpool_lite.measure.classification import evaluate
@@ -41,9 +41,10 @@ def test_a_seed_makes_a_run_repeatable(tiny_run):
 def test_measurements(tiny_run):
     model, measured, curve = tiny_run
     assert ["config_hash", *curve] == CURVE_COLUMNS
-    assert curve.step.tolist() == [2, 4]
-    assert measured["top1"] == curve.top1.iloc[-1]
-    assert measured["attention_entropy"] == pytest.approx(curve.attention_entropy.iloc[-1])  # SimPool has one map
+    assert curve.step.tolist() == [1, 2, 3, 4]  # four steps, and no more points than these
+    again = evaluate(model, load_split(RunConfig(**TINY, pool="simpool"), "test"), CPU)
+    assert measured["top1"] == again["top1"] == 100 * measured["correct"].float().mean()
+    assert measured["attention_entropy"] == pytest.approx(again["attention_entropy"])  # SimPool has one map
     assert measured["parameters"] == sum(p.numel() for p in model.parameters())
     assert min(measured[name] for name in ("seconds", "images_per_second", "peak_memory_mb")) > 0
 
@@ -149,15 +150,14 @@ def test_hash_names_the_whole_configuration():
     other |= {"model_options": {"drop_rate": 0.1}}
     other |= {"dataset": "d", "target": "photo", "data_options": {}, "data_root": "r", "seed": 5, "epochs": 3}
     other |= {"batch_size": 1, "learning_rate": 1.0, "weight_decay": 1.0}
-    younger = {"regime": "once", "measured_on": "val", "trunk": {"pool": "gap"}}
+    younger = {"regime": "head", "measured_on": "val", "trunk": {"pool": "gap"}}
     assert set(other | younger) == {field.name for field in dataclasses.fields(RunConfig)}
     hashes = {dataclasses.replace(config, **{name: value}).hash() for name, value in other.items()}
-    once = dataclasses.replace(config, regime="once")
     head = dataclasses.replace(config, regime="head", trunk={"pool": "gap"})
-    for changed in (once, dataclasses.replace(once, measured_on="val"), head):
+    for changed in (dataclasses.replace(config, measured_on="val"), head):
         hashes.add(changed.hash())
     hashes.add(dataclasses.replace(head, trunk={"pool": "gap", "seed": 1}).hash())
-    assert len(hashes | {config.hash()}) == len(other) + 5
+    assert len(hashes | {config.hash()}) == len(other) + 4
 
 
 def test_a_head_needs_a_trunk_and_a_network_has_none():
@@ -193,16 +193,16 @@ def test_record_copies_an_experiment(tmp_path, monkeypatch):
         train_and_record(config, store.folder, "test", device="cpu", keep_model=config.seed == 0, progress=False)
     target = tmp_path / "results"
     monkeypatch.setattr("simpool_lite.experiments.store.recorded_results", lambda: target)
-    assert record("test", store) == [target / "test.parquet"]
-    once = dataclasses.replace(configs[0], regime="once")
-    store.add(make_record(once, {"top1": 1.0}, experiment="both", variant="v", profile="smoke", device="cpu"))
+    assert record("test", store) == [target / "test-once.parquet"]
+    head = dataclasses.replace(configs[0], regime="head", trunk={"pool": "gap"})
+    store.add(make_record(head, {"top1": 1.0}, experiment="both", variant="v", profile="smoke", device="cpu"))
     assert (
-        record("both", store) == [target / "both-once.parquet"] and not (target / "curves/both-once.parquet").exists()
+        record("both", store) == [target / "both-head.parquet"] and not (target / "curves/both-head.parquet").exists()
     )
-    (target / "both-once.parquet").unlink()
+    (target / "both-head.parquet").unlink()
     recorded = Store(target)
     assert recorded.records().config_hash.tolist() == [config.hash() for config in configs]
-    assert len(recorded.curves()) == 2 * 2
+    assert len(recorded.curves()) == 2 * 4
     assert recorded.model_path(configs[0]).parent == target / "models"
     with pytest.raises(ValueError, match=r"experiment: expected one with runs in .* got 'nonesuch'"):
         record("nonesuch", store)
@@ -230,7 +230,7 @@ def test_record_columns_of_the_design():
 def test_more_training_images_keep_the_test_images():
     configs = [RunConfig("vit_micro", "gap", data_options=options) for options in ({}, {"num_images": 9999})]
     usual, same = (load_split(config, "test") for config in configs)
-    assert len(same) == 1024 and torch.equal(usual.images, same.images)
+    assert len(same) == TEST_IMAGES and torch.equal(usual.images, same.images)
     assert len(load_split(RunConfig("vit_micro", "gap", data_options={"num_images": 64}), "test")) == 64
 
 
