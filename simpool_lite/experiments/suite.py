@@ -43,7 +43,6 @@ class Experiment:
         most_seeds: how many are enough, whatever the setting says.
         baseline: the variant that the others are compared with.
         regimes: in which it is run.
-        trunks: for "head": what the trunks are trained with; left out, all of :data:`TRUNKS`.
     """
 
     name: str
@@ -61,7 +60,6 @@ class Experiment:
     most_seeds: int = 1000
     baseline: str = "SimPool"
     regimes: tuple[str, ...] = ("epochs",)
-    trunks: tuple[str, ...] = ()
 
 
 HEAD_SEEDS = 6  # at least: two for each of three trunks
@@ -84,24 +82,6 @@ METHODS = {
     "SimPool": {"pool": "simpool"},
 }
 CLS = {"CLS": {"pool": "cls"}}
-# Attentive probes but for the two whose positions talk to each other (abmilp, dinovit): they cost fifty times as much.
-PROBES = {
-    "GAP": {"pool": "gap"},  # the linear probe
-    "SimPool": {"pool": "simpool"},
-    "eSimPool": {"pool": "esimpool"},
-    "EP": {"pool": "ep"},
-    "AIM": {"pool": "aim"},
-    "CAE": {"pool": "cae"},
-    "CLIP": {"pool": "clip", "pool_kwargs": {"feat_size": 8}},
-    "CoCa": {"pool": "coca"},
-    "DOLG": {"pool": "dolg"},
-    "JEPA": {"pool": "jepa"},
-    "SigLIP": {"pool": "siglip"},
-}
-EP_TRADE = {
-    f"EP {queries}, {width}": {"pool": "ep", "pool_kwargs": {"num_queries": queries, "d_out": d_out}}
-    for queries, width, d_out in ((1, "d", 1), (8, "d", 1), (1, "d/4", 4), (8, "d/4", 4))
-}
 WINNERS = {name: METHODS[name] for name in ("GAP", "GE", "Slot", "CaiT", "SimPool")}  # the paper's Table 2
 UNIVERSAL = {name: METHODS[name] for name in ("GAP", "max", "GeM", "CaiT", "SimPool")}
 HEADLINE = {name: METHODS[name] for name in ("GAP", "SimPool")}
@@ -347,17 +327,6 @@ EXPERIMENTS = (
         smoke=("SimPool", "k = 2, max"),
         paper=LEFT_OF_TABLE_10,
     ),
-    Experiment(
-        name="probing",
-        notebook="14",
-        question="which attentive probe gets most out of frozen features",
-        kind="convnet",
-        variants=PROBES | EP_TRADE,
-        smoke=("GAP", "SimPool", "EP"),
-        baseline="GAP",
-        regimes=("head",),
-        trunks=("GAP", "SimPool"),
-    ),
 )
 
 
@@ -459,7 +428,7 @@ class Setting:
         }
         base = self._protocol_2("head", backbone, part)
         grids = []
-        for trained_with in (part.trunks or TRUNKS[kind])[: 1 if self.profile == "smoke" else None]:
+        for trained_with in TRUNKS[kind][: 1 if self.profile == "smoke" else None]:
             options = (METHODS | CLS)[trained_with]
             trunk = once | self._variant("once", backbone, trained_with, options, once.get("model_options", {}))
             heads = replace(grid, base=base, variants=variants, trunk=trunk)
