@@ -10,13 +10,14 @@ import torch
 
 from simpool_lite.device import resolve_device
 
-from . import grid_workers, heads, networks, poolings, roofline
+from . import grid_workers, heads, networks, poolings, roofline, stacked_heads
 from .measure import save
 
 PARTS = {
     "roofline": roofline,
     "poolings": poolings,
     "heads": heads,
+    "stacked_heads": stacked_heads,
     "networks": networks,
     "grid_workers": grid_workers,
 }

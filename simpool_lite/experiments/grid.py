@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 REASONS_SHOWN = 5
 TRUNK_SEEDS = 3
-HEADS_AT_ONCE = 64  # as many are lost at most when a grid is cut; together they cost little more than one
+HEADS_AT_ONCE = 32  # as many are lost at most when a grid is cut; together they cost little more than one
 
 
 @dataclass(frozen=True)

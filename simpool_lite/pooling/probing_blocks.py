@@ -363,10 +363,16 @@ class ABMILP(ProbingPool):
             phi_v=Part(r"\mathrm{MSA}(X)", self.mixed),
         )
 
+    # Positions pass two matrices, not five. (W_Q x_i) . (W_K x_j) = (W_K^T W_Q x_i) . x_j; W_O W_V comes after the
+    # weighted sums s_i, y_i = W_O W_V s_i + b: one matrix with W for the hidden layer, and once an image for z.
+
     def pool_tokens(self, tokens: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
-        mixed = self.mixed(tokens)
-        attention = self.weight(self.hidden(mixed).tanh()).mT.softmax(-1)  # (B, 1, N)
-        return (attention @ mixed).squeeze(1), attention
+        joined = self.proj.weight @ self.v.weight
+        queries = tokens @ (self.q.weight.mT @ self.k.weight)
+        sums = F.scaled_dot_product_attention(queries, tokens, tokens)
+        hidden = F.linear(sums, self.hidden.weight @ joined, self.hidden(self.proj.bias))
+        attention = self.weight(hidden.tanh()).mT.softmax(-1)  # (B, 1, N)
+        return F.linear((attention @ sums).squeeze(1), joined, self.proj.bias), attention
 
 
 @register_pool("dolg")

@@ -69,6 +69,7 @@ def probe(
     epochs: int = 6,
     batch_size: int = 128,
     weight_decay: float = 0.05,
+    bootstrap: bool = False,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Train poolings on frozen features: each variant's rate chosen on ``val``, all heads in the same passes.
@@ -81,6 +82,8 @@ def probe(
         epochs: passes over the training features.
         batch_size: features per step.
         weight_decay: of AdamW.
+        bootstrap: each seed counts each training image as often as a draw with replacement has it, the same for all
+            variants, so that the spread over seeds holds that of the training images, too.
         progress: show a bar over the epochs.
 
     Returns:
@@ -102,14 +105,17 @@ def probe(
     classes = 1 + int(max(part.labels.max() for part in (train, val, test)))
     how = {"epochs": epochs, "batch_size": batch_size, "weight_decay": weight_decay, "seed": 0, "progress": progress}
 
-    def trained(wanted: list[tuple[str, int, float]]) -> tuple[list[Head], list[list[float]], float]:
+    def trained(
+        wanted: list[tuple[str, int, float]], weights: Tensor | None = None
+    ) -> tuple[list[Head], list[list[float]], float]:
         heads, started = [], time.perf_counter()
         for name, seed, _ in wanted:
             torch.manual_seed(seed)
             heads.append(
                 Head(dim=train.tokens.shape[-1], num_classes=classes, **variants[name]).to(train.tokens.device)
             )
-        curves = train_heads(heads, [rate for *_, rate in wanted], train.tokens, train.labels, train.grid, **how)
+        rates = [rate for *_, rate in wanted]
+        curves = train_heads(heads, rates, train.tokens, train.labels, train.grid, weights=weights, **how)
         return heads, curves, (time.perf_counter() - started) / len(heads)
 
     with torch.random.fork_rng():
@@ -119,7 +125,11 @@ def probe(
             right = measure_head(head, val.tokens, val.labels, val.grid)[0].float().mean().item()
             best[name] = max(best[name], (right, rate), key=lambda found: found[0])
         wanted = [(name, seed, best[name][1]) for name in variants for seed in range(seeds)]
-        heads, curves, seconds = trained(wanted)
+        weights = None
+        if bootstrap:
+            of_seed = [_drawn(len(train), seed).to(train.labels.device) for seed in range(seeds)]
+            weights = torch.stack([of_seed[seed] for _, seed, _ in wanted])
+        heads, curves, seconds = trained(wanted, weights)
     rows = []
     for (name, seed, rate), head, curve in zip(wanted, heads, curves, strict=True):
         correct, loss, _ = measure_head(head, test.tokens, test.labels, test.grid)
@@ -128,6 +138,12 @@ def probe(
         row |= {"loss": loss, "learning_rate": rate, "parameters": sum(p.numel() for p in head.parameters())}
         rows.append(row | {"seconds": seconds, "status": "ok" if finite else "failed"})
     return pd.DataFrame(rows)
+
+
+def _drawn(images: int, seed: int) -> Tensor:
+    """How often each image is in a draw of as many with replacement, ``(images,)``."""
+    drawn = torch.randint(images, (images,), generator=torch.Generator().manual_seed(seed))
+    return torch.bincount(drawn, minlength=images).float()
 
 
 def _features(name: str, part: Features | tuple[Tensor, Tensor]) -> Features:
@@ -155,6 +171,7 @@ def train_heads(
     batch_size: int,
     weight_decay: float,
     seed: int,
+    weights: Tensor | None = None,
     progress: bool = True,
 ) -> list[list[float]]:
     """Train heads on the same batches of features, each as if it were alone: AdamW, one cycle.
@@ -172,6 +189,7 @@ def train_heads(
         batch_size: features per step; the last incomplete batch is left out.
         weight_decay: of AdamW.
         seed: of the order.
+        weights: of the images in the loss of each head, ``(heads, n)``; None is 1.
         progress: show a bar over the epochs.
 
     Returns:
@@ -200,11 +218,15 @@ def train_heads(
         for index in torch.randperm(len(labels), generator=order)[: steps * batch_size].split(batch_size):
             batch, target = features[index].float(), labels[index]
             if stacks:
-                of_stacks = torch.cat(losses_of(stacks, batch, grid, target))
+                of_images = torch.cat(losses_of(stacks, batch, grid, target))
+                if weights is not None:
+                    of_images = of_images * weights[stacked][:, index]
+                of_stacks = of_images.mean(1)
                 of_stacks.sum().backward()
                 losses[stacked] += of_stacks.detach()
             for number in alone:
-                loss = F.cross_entropy(heads[number](batch, grid)[0], target)
+                of_images = F.cross_entropy(heads[number](batch, grid)[0], target, reduction="none")
+                loss = (of_images if weights is None else of_images * weights[number, index]).mean()
                 loss.backward()
                 losses[number] += loss.detach()
             optimizer.step()

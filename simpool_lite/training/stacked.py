@@ -56,7 +56,7 @@ class Stack:
         return torch.vmap(one)(state, *stacked)
 
     def losses(self, pooled: Tensor, target: Tensor) -> Tensor:
-        """The heads' losses ``(S,)`` in training mode, from what they pooled, ``(S, B, out_dim)``.
+        """The heads' losses of each image ``(S, B)`` in training mode, from what they pooled, ``(S, B, out_dim)``.
 
         A BatchNorm sees each channel by itself, so that of S heads is one over all their channels.
         """
@@ -70,7 +70,7 @@ class Stack:
         )
         classes = logits.shape[-1]
         losses = F.cross_entropy(logits.reshape(-1, classes), target.repeat(self.size), reduction="none")
-        return losses.view(self.size, -1).mean(1)
+        return losses.view(self.size, -1)
 
     @torch.no_grad()
     def unstack(self) -> None:
@@ -132,7 +132,7 @@ def can_be_stacked(head: nn.Module) -> bool:
 
 
 def losses_of(stacks: Sequence[Stack], tokens: Tensor, grid: tuple[int, int] | None, target: Tensor) -> list[Tensor]:
-    """The losses ``(S,)`` of each stack on a batch ``(B, N, d)``.
+    """The losses ``(S, B)`` of each stack on a batch ``(B, N, d)``.
 
     Poolings that see the same of the images see it computed once, and those that look at the positions in the same way
     look together.

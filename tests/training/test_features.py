@@ -1,5 +1,9 @@
 """Features on disk are the model's, whole or continued; probes on them."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -106,3 +110,50 @@ def test_a_probe_says_what_is_wrong():
         probe((x, y), (x, y), (x, y), {"HOW": {"pool": "how"}}, progress=False)
     with pytest.raises(ValueError, match="seeds"):
         probe((x, y), (x, y), (x, y), {"GAP": {"pool": "gap"}}, seeds=0, progress=False)
+
+
+LARGER_THAN_MEMORY = """
+import resource, sys
+import torch
+from simpool_lite.training import features
+from simpool_lite.training.probes import Head, train_heads
+
+SHAPE, IMAGES = (64, 512), 4096  # 256 MiB in float16
+
+class Data:
+    augment, targets = None, torch.arange(IMAGES) % 3
+    def __len__(self): return IMAGES
+    def __getitem__(self, i): return torch.full((1,), float(i)), 0
+
+def in_batches(model, data, layer, batch_size, device, start=0):
+    for first in range(start, IMAGES, batch_size):
+        yield torch.full((batch_size, *SHAPE), float(first)), (8, 8)
+
+features.features_in_batches = in_batches
+model = torch.nn.Linear(1, 1)
+warm_up = torch.randn(64, *SHAPE)
+head = Head("simpool", 512, 3)
+data_segment = 1024 * int(next(l for l in open("/proc/self/status") if l.startswith("VmData")).split()[1])
+resource.setrlimit(resource.RLIMIT_DATA, (data_segment + 2**27, -1))
+try:
+    torch.zeros(IMAGES, *SHAPE, dtype=torch.float16)
+except RuntimeError as error:
+    assert "allocate" in str(error), error
+else:
+    raise SystemExit("the limit does not hold")
+found = features.cached_features(model, Data(), folder=sys.argv[1], device="cpu", batch_size=64, progress=False)
+how = {"epochs": 1, "batch_size": 32, "weight_decay": 0.0, "seed": 0, "progress": False}
+every = torch.arange(0, IMAGES, 16)  # eight steps on images from all over the file
+class Some:
+    def __getitem__(self, index): return found.tokens[every[index]]
+train_heads([head], [1e-3], Some(), found.labels[every], found.grid, **how)
+assert found.tokens[-1, 0, 0] == IMAGES - 64
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's, on memory that is no file's")
+def test_features_may_be_larger_than_memory(tmp_path):
+    """128 MiB for 256 MiB of features; as a plain tensor they do not fit, which is tried, too."""
+    command = [sys.executable, "-c", LARGER_THAN_MEMORY, str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert ended.returncode == 0, ended.stderr + ended.stdout

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from simpool_lite import create_pool
-from simpool_lite.training.probes import Head, measure_head, train_heads
+from simpool_lite.training.probes import Head, measure_head, probe, train_heads
 from simpool_lite.training.stacked import can_be_stacked, shifts
 
 GRID = (4, 4)
@@ -123,6 +123,33 @@ def test_a_head_is_trained_as_by_a_plain_loop(features):
             optimizer.zero_grad()
     train_heads([head], [1e-2], *features, GRID, **SHORT)
     torch.testing.assert_close(head.classifier.weight, weight, rtol=1e-4, atol=1e-6)
+
+
+def test_images_have_weights_for_each_head(features):
+    """In the loss, an image that counts twice is one that is there twice."""
+    x, y = features[0][:16], features[1][:16]
+    weights = torch.randint(3, (4, 16), generator=torch.Generator().manual_seed(0)).float()
+    step = {"epochs": 1, "batch_size": 16, "weight_decay": 0.0, "seed": 0, "progress": False}
+    for pool, kwargs in (("simpool", {}), ("simpool", {"gamma": 2.0})):
+        heads = []
+        for seed in range(4):
+            torch.manual_seed(seed)
+            heads.append(Head(pool, 8, 3, **kwargs))
+        logits = [head(x, GRID)[0] for head in heads]  # in training mode, before the one step
+        curves = train_heads(heads, [1e-3] * 4, x, y, GRID, weights=weights, **step)
+        for own, weight, curve in zip(logits, weights, curves, strict=True):
+            expected = F.cross_entropy(own.repeat_interleave(weight.long(), 0), y.repeat_interleave(weight.long()))
+            assert curve == pytest.approx([expected.item() * weight.sum().item() / 16], rel=1e-5)
+
+
+def test_a_bootstrap_draws_the_images_of_each_seed(features):
+    part = (features[0], features[1])
+    how = {"seeds": 3, "rates": (1e-3,), "epochs": 1, "batch_size": 16, "progress": False}
+    plain = probe(part, part, part, {"GAP": {"pool": "gap"}, "again": {"pool": "gap"}}, **how)
+    drawn = probe(part, part, part, {"GAP": {"pool": "gap"}, "again": {"pool": "gap"}}, bootstrap=True, **how)
+    for runs in (plain, drawn):  # the same seeds, the same images
+        assert runs.loss[runs.variant == "GAP"].tolist() == pytest.approx(runs.loss[runs.variant == "again"].tolist())
+    assert (drawn.loss - plain.loss).abs().min() > 1e-6
 
 
 def test_one_head_that_diverges_stops_no_other(features):
