@@ -93,6 +93,35 @@ def box_hits(
     return best >= np.array(iou)[:, None, None]
 
 
+def largest_boxes(maps: Tensor, image_size: int | tuple[int, int], threshold: float) -> Tensor:
+    """The box of each map's contour with the largest area, cut as for :func:`box_accuracy` at one threshold.
+
+    Args:
+        maps: Scores ``(n, H, W)``.
+        image_size: (height, width), or the side of a square.
+        threshold: Share of the maximum, from 0 to below 1.
+
+    Returns:
+        ``(n, 4)`` of x0 y0 x1 y1 in pixels, int64; of a constant map the pixel (0, 0).
+
+    Raises:
+        ValueError: a map with NaN or infinity, a threshold out of its range.
+
+    >>> maps = torch.zeros(1, 8, 8)
+    >>> maps[0, 2:5, 1:4] = 1
+    >>> largest_boxes(maps, 8, 0.5)
+    tensor([[1, 2, 4, 5]])
+    """
+    if not 0 <= threshold < 1:
+        raise ValueError(f"threshold: expected a share of the maximum from 0 to below 1, got {threshold!r}")
+    found = []
+    for scores in stretched(check_finite("maps", maps), check_size(image_size)):
+        constant = scores.min() == scores.max()
+        levels, boxes = (np.arange(255), NO_CONTOUR) if constant else contour_boxes(scores, "largest")
+        found.append(boxes[levels == int(threshold * 255)][0])
+    return torch.as_tensor(np.stack(found))
+
+
 def pointing_game(
     maps: Tensor, boxes: Sequence[Tensor] | Tensor, image_size: int | tuple[int, int] | None = None
 ) -> float:
