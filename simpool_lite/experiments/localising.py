@@ -10,7 +10,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from ..checks import check_choice, check_int
-from ..measure.localisation import box_accuracy, box_hits, pointing_game
+from ..measure.localisation import box_hits, pointing_game
 from ..measure.saliency import centre_gaussian, spectral_residual, uniform
 from ..pooling import list_pools
 from ..training.features import Features, cached_features
@@ -21,6 +21,7 @@ from .run import load_split, make_model
 CAM = "GAP + CAM"
 BASELINES = {"centred Gaussian": centre_gaussian, "uniform": uniform, "spectral residual": spectral_residual}
 IOU = (0.3, 0.5, 0.7)
+FORWARD = 16  # photographs per pass through the trunk: of 256, memory alone would cost more time than the layers
 RESAMPLES = 2000  # of the images, for an interval
 
 
@@ -51,9 +52,9 @@ def localise(
     pools: Sequence[str] = ("simpool",),
     gamma: float | None = 2.0,
     dataset: str = "folder",
-    seeds: int = 5,
-    epochs: int = 30,
-    batch_size: int = 32,
+    seeds: int = 3,
+    epochs: int = 10,
+    batch_size: int = 16,
     device: str = "auto",
     progress: bool = True,
 ) -> Localised:
@@ -103,7 +104,8 @@ def localise(
         raise ValueError(f"data_root: expected a box on at least one test photograph in {data_root}, all are empty")
     set_seed(0)
     model = make_model(config.trunk_config(), test)
-    features = {split: cached_features(model, data, device=device, progress=progress) for split, data in parts.items()}
+    how = {"device": device, "batch_size": FORWARD, "progress": progress}
+    features = {split: cached_features(model, data, **how) for split, data in parts.items()}
 
     variants = {CAM: {"pool": "gap"}} | {name: {"pool": name} for name in pools}
     if "simpool" in pools and gamma is not None:
@@ -118,14 +120,12 @@ def localise(
     methods |= {name: [(float("nan"), baseline(images))] for name, baseline in BASELINES.items()}
     rows, drawn = {}, _resampled(len(kept))
     for name, runs in methods.items():
-        scores = [box_accuracy(maps, boxes, size, IOU) for _, maps in runs]
-        row = {"top1": np.mean([top1 for top1, _ in runs])}
-        row |= {"max_box_acc_v2": np.mean([score["max_box_acc_v2"] for score in scores])}
-        row |= {f"box_{100 * x:.0f}": np.mean([score["max_box_acc"][x] for score in scores]) for x in IOU}
-        row |= {"pointing": np.mean([pointing_game(maps, boxes, size) for _, maps in runs])}
-        rows[name] = row | {
-            "samples": np.mean([_of_samples(box_hits(maps, boxes, size, IOU), drawn) for _, maps in runs], axis=0)
-        }
+        hits = [box_hits(maps, boxes, size, IOU) for _, maps in runs]
+        best = 100 * np.mean([of_run.mean(1).max(1) for of_run in hits], axis=0)  # MaxBoxAcc at each overlap
+        row = {"top1": np.mean([top1 for top1, _ in runs]), "max_box_acc_v2": best.mean()}
+        row |= {f"box_{100 * x:.0f}": percent for x, percent in zip(IOU, best, strict=True)}
+        row["pointing"] = np.mean([pointing_game(maps, boxes, size) for _, maps in runs])
+        rows[name] = row | {"samples": np.mean([_of_samples(of_run, drawn) for of_run in hits], axis=0)}
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
     samples = table.pop("samples")
     for label, values in (("", samples), ("difference_", samples - samples[CAM])):
