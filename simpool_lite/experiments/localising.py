@@ -126,11 +126,12 @@ def localise(
         row |= {f"box_{100 * x:.0f}": percent for x, percent in zip(IOU, best, strict=True)}
         row["pointing"] = np.mean([pointing_game(maps, boxes, size) for _, maps in runs])
         rows[name] = row | {"samples": np.mean([_of_samples(of_run, drawn) for of_run in hits], axis=0)}
+    samples = {name: row.pop("samples") for name, row in rows.items()}
+    for name, row in rows.items():
+        row["low"], row["high"] = np.percentile(samples[name], (2.5, 97.5))
+        row["difference"] = row["max_box_acc_v2"] - rows[CAM]["max_box_acc_v2"]
+        row["difference_low"], row["difference_high"] = np.percentile(samples[name] - samples[CAM], (2.5, 97.5))
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
-    samples = table.pop("samples")
-    for label, values in (("", samples), ("difference_", samples - samples[CAM])):
-        table[[f"{label}low", f"{label}high"]] = [np.percentile(value, (2.5, 97.5)) for value in values]
-    table["difference"] = table["max_box_acc_v2"] - table["max_box_acc_v2"][CAM]
     maps = {name: runs[0][1] for name, runs in methods.items()}
     return Localised(table, images, boxes, maps, len(test) - len(kept))
 
