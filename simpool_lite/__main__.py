@@ -20,11 +20,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0, 1 (a notebook failed), 2 (wrong use), 130 (Ctrl-C)."""
     parser = argparse.ArgumentParser(prog="python -m simpool_lite", description="The SimPool workbook.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (add_run, add_list, add_student, add_slides, add_record, add_train, add_dino, add_probe):
+    for add in (add_run, add_list, add_student, add_slides, add_record, add_train, add_dino, add_probe, add_localise):
         add(commands)
     options, unknown = parser.parse_known_args(arguments)
     options.others = unknown
-    if unknown and options.function not in (_train, _dino, _probe):  # which read their options themselves
+    if unknown and options.function not in (_train, _dino, _probe, _localise):  # which read their options themselves
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         return options.function(options)
@@ -356,6 +356,44 @@ def _probe(options: argparse.Namespace) -> int:
     title = f"{chosen['backbone']}, frozen: poolings beside GAP"
     decisions({"": table}, title, "difference to GAP (points)").savefig(folder / "picture.png", dpi=150)
     print(f"{in_sentences(table, BASELINE)}\nsee {folder}")
+    return 0
+
+
+def add_localise(commands: argparse._SubParsersAction) -> None:
+    """Add the parser of ``localise``."""
+    parser = commands.add_parser("localise", add_help=False, help="score maps on photographs with drawn boxes")
+    parser.set_defaults(function=_localise)
+
+
+def _localise(options: argparse.Namespace) -> int:
+    """Localise objects: its options are the arguments of localise."""
+    import jsonargparse
+
+    from .experiments.localising import localise
+    from .figures import localisation_grid
+
+    parser = jsonargparse.ArgumentParser(
+        prog="python -m simpool_lite localise",
+        description="Train poolings on the frozen features of a backbone and score where they look against the boxes "
+        "of the test photographs (Pascal VOC's XML, COCO's JSON, CUB-200), beside GAP + CAM and baselines that know "
+        "nothing of a network. Writes table.csv and picture.png.",
+        epilog="example:  python -m simpool_lite localise --data-root path/to/photographs",
+        allow_abbrev=False,
+    )
+    parser.add_function_arguments(localise, as_positional=False)
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write (runs/localise-BACKBONE)")
+    chosen = vars(parser.parse_args(_as_in_python(options.others)))
+    folder = chosen.pop("output") or Path("runs", f"localise-{chosen['backbone']}")
+    try:
+        found = localise(**chosen)
+        folder.mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        return _wrong(error)
+    found.table.to_csv(folder / "table.csv")
+    localisation_grid(found.images, found.boxes, found.maps).savefig(folder / "picture.png", dpi=150)
+    print(found.table.round(1).drop(columns=["difference", "difference_low", "difference_high"]).to_string())
+    skipped = f"; {found.skipped} without a box left out" if found.skipped else ""
+    print(f"{len(found.images)} test photographs{skipped}; see {folder}")
     return 0
 
 

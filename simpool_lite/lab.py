@@ -21,6 +21,7 @@ from .experiments.budgets import BUDGETS
 from .experiments.config import RunConfig
 from .experiments.evidence import image_errors, judge
 from .experiments.grid import Grid, run, summary
+from .experiments.localising import localise
 from .experiments.paper import paper_table, published
 from .experiments.run import load_split, train_and_measure, train_and_record
 from .experiments.store import COLUMNS, Store, open_store, recorded_results, unpack
@@ -31,6 +32,7 @@ from .figures import (
     comparison,
     decisions,
     heat_map,
+    localisation_grid,
     metric_bars,
     show_attention,
     trade_off,

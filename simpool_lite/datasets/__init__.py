@@ -22,7 +22,7 @@ from ..checks import check_choice
 
 __all__ = ["DATASETS", "SPLITS", "LabelledImages", "PixelImages", "load_data"]
 
-DATASETS = ("photo-digits", "imagenette", "oxford-pets", "cifar10", "cifar100", "imagenet", "folder")
+DATASETS = ("photo-digits", "imagenette", "oxford-pets", "cifar10", "cifar100", "imagenet", "cub-200", "folder")
 SPLITS = ("train", "val", "test")
 
 
@@ -35,7 +35,8 @@ class LabelledImages(Dataset):
         targets: The labels, int64 `(n,)`.
         mean, std: What images are normalised with, three floats each, for pixels in [0, 1].
         masks: The object's pixels, bool `(n, H, W)`, or None where nobody drew them.
-        boxes: Per image a float tensor `(k, 4)` of x0 y0 x1 y1 in pixels (x1, y1 exclusive), or None.
+        boxes: Per image a float tensor `(k, 4)` of x0 y0 x1 y1 in pixels (x1, y1 exclusive), or None where there are
+            no files with boxes and where images are augmented. Boxes that are cut off by the crop have k = 0 left.
         collate: `collate_fn` for torch's DataLoader; None means its default.
         ignored: Files and folders under `data_root` that are not used, path to reason.
     """
@@ -116,7 +117,10 @@ def load_data(
 
     Args:
         name: One of `DATASETS`. "folder" is any tree `data_root/train/<class>/*.jpg` with `test/` (or `val/`)
-            beside `train/`; "imagenet" is the same with its usual folders `train/` and `val/`.
+            beside `train/`; "imagenet" is the same with its usual folders `train/` and `val/`. Boxes are read from
+            Pascal VOC's XML, beside each picture or in folders `Annotations/`, or from COCO's JSON in `data_root`, in
+            `data_root/annotations/` or in the folder of the split: `simpool_lite.datasets.boxes.find_boxes`. "cub-200"
+            is CUB-200-2011 as published.
         split: "train", "val" or "test". Choices are made on "val", "test" is for the result. Where a set has only
             a validation split with labels, that is "test", and "val" is a tenth of the training images, always the
             same, as many of each class; a "folder" that has `val/` beside `test/` has its own. For photo-digits
@@ -154,6 +158,7 @@ def load_data(
         ValueError: An argument that is not one of the above; the message says what was expected. Images that
             cannot be read; a class folder without images; fewer than two classes.
         FileNotFoundError: The files are not there; the message says what to put where.
+        ValueError, by `data.boxes`: a file with boxes that is damaged or does not fit its picture, with its path.
 
     >>> data = load_data("photo-digits", "test", target="photo", num_images=8)
     >>> image, label = data[0]

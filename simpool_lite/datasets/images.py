@@ -120,7 +120,8 @@ def list_images(
 
     Returns:
         The samples (path, label), the class names, sorted, and what was ignored, path to reason: hidden files and
-        folders, links that lead nowhere or round in a circle, and files of other kinds than pictures.
+        folders, folders ``Annotations``, links that lead nowhere or round in a circle, and files of other kinds than
+        pictures.
     """
     ignored: dict[str, str] = {}
     classes, samples = [], []
@@ -161,6 +162,8 @@ def _ignore(entry: os.DirEntry, above: set[str]) -> str | None:
     """Why an entry is ignored whatever its kind, if it is; `above` are the folders it lies in."""
     if entry.name.startswith("."):
         return "hidden"
+    if entry.name == "Annotations" and entry.is_dir():
+        return "a folder of annotations, none of these pictures'"
     if entry.is_symlink():
         if not os.path.exists(entry.path):
             return "a link that leads nowhere"

@@ -12,7 +12,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from torchvision.transforms import v2
 
 from ..checks import check_choice, check_int
 from . import LabelledImages, PixelImages, cache_folder, check_normalisation
+from .boxes import FOLDER as ANNOTATIONS
+from .boxes import BoxFiles, cub_boxes, find_boxes, geometry_of, placed
 from .cache import cached_arrays
 from .images import IMG_EXTENSIONS, ImageFiles, list_images, open_image, unreadable, warn_ignored
 
@@ -40,6 +42,7 @@ LAYOUTS = {  # what the error says when files are missing
     "imagenette": "imagenette2-320/ (imagenette2/ or imagenette2-160/ for another size) with train/ and val/",
     "oxford-pets": "oxford-iiit-pet/ with images/ and annotations/ (list files and trimaps/)",
     "imagenet": "train/<wnid>/*.JPEG and val/<wnid>/*.JPEG",
+    "cub-200": "CUB_200_2011/ with images/ and the lists (images.txt, bounding_boxes.txt, ...)",
     "folder": "train/<class>/*.jpg and test/<class>/*.jpg (or val/ in place of test/)",
 }
 DOWNLOADABLE = ("cifar10", "cifar100", "imagenette", "oxford-pets")
@@ -57,6 +60,9 @@ class VisionImages(LabelledImages):
         indices: Which images of `source` are in the split; None means all. `targets` has only theirs.
         transform: PIL image of any size to a normalised float tensor `(3, H, W)`.
         mean, std: What `transform` normalises with.
+
+    Boxes are read on first use, from the files that `find_boxes` found, and moved as the transform moves the pictures;
+    None where it is random.
     """
 
     def __init__(
@@ -82,6 +88,10 @@ class VisionImages(LabelledImages):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image, label = self.source[index if self.indices is None else int(self.indices[index])]
         return self.transform(image), int(label)
+
+    @cached_property
+    def boxes(self) -> list[Tensor] | None:  # type: ignore[override]
+        return _boxes(self.source, self.indices, self.transform)
 
 
 class OxfordPets(VisionImages):
@@ -131,11 +141,17 @@ class SmallImages(PixelImages):
         augmented: bool,
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
+        boxes: Callable[[], list[Tensor] | None] = lambda: None,
     ) -> None:
         self.name, self.split = name, split
         self.images, self.targets, self.classes = images, targets, classes
         self.mean, self.std = mean, std
         self.augment = crop_and_flip if augmented else None
+        self._read_boxes = boxes
+
+    @cached_property
+    def boxes(self) -> list[Tensor] | None:  # type: ignore[override]
+        return None if self.augment else self._read_boxes()
 
 
 def crop_and_flip(images: Tensor) -> Tensor:
@@ -203,7 +219,8 @@ def load_vision(
         targets = targets[indices]
     images = None if isinstance(augment, dict) else _small_images(name, source, indices, image_size)
     if images is not None:
-        data = SmallImages(name, split, images, targets, classes, _augmented(split, augment), mean, std)
+        read = partial(_boxes, source, indices, _small_geometry(image_size))
+        data = SmallImages(name, split, images, targets, classes, _augmented(split, augment), mean, std, read)
     else:
         kind = OxfordPets if name == "oxford-pets" else VisionImages
         data = kind(name, split, source, targets, classes, indices, transform, mean, std)
@@ -247,7 +264,7 @@ def _small_images(name: str, source: Any, indices: Tensor | None, size: int) -> 
     if size > SMALL or name not in ("folder", "imagenet"):
         return None
     files = source.paths if indices is None else [source.paths[index] for index in indices.tolist()]
-    geometry = transforms.Compose([transforms.Resize(size), transforms.CenterCrop(size), transforms.PILToTensor()])
+    geometry = _small_geometry(size)
 
     def decode(path: str) -> np.ndarray:
         image = open_image(path)
@@ -279,6 +296,19 @@ def _small_images(name: str, source: Any, indices: Tensor | None, size: int) -> 
     except _LargeImage:
         return None
     return torch.from_numpy(arrays["images"])
+
+
+def _small_geometry(size: int) -> transforms.Compose:
+    return transforms.Compose([transforms.Resize(size), transforms.CenterCrop(size), transforms.PILToTensor()])
+
+
+def _boxes(source: Any, indices: Tensor | None, transform: Callable[[Any], Tensor]) -> list[Tensor] | None:
+    """The boxes of a split where there are any and nothing is random."""
+    files, geometry = getattr(source, "boxes", None), geometry_of(transform)
+    if files is None or geometry is None:
+        return None
+    paths = source.paths if indices is None else [source.paths[index] for index in indices.tolist()]
+    return [placed(files[path], path, geometry) for path in paths]
 
 
 def _augmented(split: str, augment: bool | dict[str, Any] | None) -> bool:
@@ -325,6 +355,12 @@ def _open(
             # torchvision has no public names for the files
             source = ImageFiles(folder, pets._images, pets._labels)
             source.trimaps = pets._segs
+        elif name == "cub-200":
+            folder = root / "CUB_200_2011"
+            table, classes, boxes = cub_boxes(folder)
+            rows = table[table["training"] == (part == "train")]
+            source = ImageFiles(folder / "images", rows["path"].tolist(), rows["label"].tolist())
+            source.boxes = boxes
         else:
             if name == "imagenette":
                 if download:
@@ -334,6 +370,9 @@ def _open(
                 folder = _split_folder(root, part)
             samples, classes, ignored = list_images(folder, (".jpeg",) if name == "imagenette" else IMG_EXTENSIONS)
             source = ImageFiles(folder, [path for path, _ in samples], [label for _, label in samples])
+            if name in ("folder", "imagenet"):
+                source.boxes = find_boxes(root, folder, source.paths, ignored)
+                ignored = {path: reason for path, reason in ignored.items() if not _is_read(path, source.boxes)}
     except (FileNotFoundError, RuntimeError) as error:
         if download:
             raise
@@ -356,6 +395,10 @@ def _open(
         _check_filled(folder, source, classes, ignored)
     warn_ignored(folder, len(source), ignored)
     return source, _readable(classes) if name in ("imagenet", "imagenette") else classes, ignored
+
+
+def _is_read(path: str, boxes: BoxFiles | None) -> bool:
+    return boxes is not None and (path in boxes.files or Path(path).name == ANNOTATIONS)
 
 
 def _drop(source: ImageFiles, bad: dict[str, str]) -> None:
@@ -393,7 +436,11 @@ def _check_classes(root: Path, classes: list[str]) -> None:
     """Labels are positions in the sorted class folders, so both splits must have the same ones."""
     if not (root / "train").is_dir():  # evaluation only
         return
-    expected = {entry.name for entry in (root / "train").iterdir() if entry.is_dir() and entry.name[0] != "."}
+    expected = {
+        entry.name
+        for entry in (root / "train").iterdir()
+        if entry.is_dir() and entry.name[0] != "." and entry.name != ANNOTATIONS
+    }
     if set(classes) != expected:
         odd = sorted(expected ^ set(classes))
         raise ValueError(

@@ -1,6 +1,7 @@
 """Figures of the course. Only this folder imports matplotlib and seaborn."""
 
 from .maps import attention_grid as attention_grid
+from .maps import localisation_grid as localisation_grid
 from .runs import comparison as comparison
 from .runs import decisions as decisions
 from .runs import heat_map as heat_map

@@ -4,11 +4,14 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from torch import Tensor
+
+from ..measure.localisation import box_accuracy, largest_boxes, stretched
 
 
 def attention_grid(
@@ -90,6 +93,36 @@ def attention_grid(
             axis.set_ylabel(name, fontsize=10)
     figure.suptitle(title)
     return figure
+
+
+def localisation_grid(
+    images: Tensor, boxes: Sequence[Tensor], maps: Mapping[str, Tensor], *, at_most: int = 8, title: str = ""
+) -> Figure:
+    """Photographs, and below each where every method looks: drawn boxes in white, the box of the map in cyan.
+
+    The box of a map is that of its contour with the largest area at the method's best threshold for an overlap of 0.5,
+    the same for all photographs of the method. Photographs are taken at equal distances from the whole set.
+
+    Args:
+        images: ``(n, 3, h, w)``, values 0 to 1.
+        boxes: per image the drawn boxes ``(k, 4)``.
+        maps: by method ``(n, H, W)``; smoothed as they are measured, bicubic, to the images' size.
+        at_most: number of photographs.
+        title: the figure's message.
+    """
+    size = tuple(images.shape[-2:])
+    shown = np.unique(np.linspace(0, len(images) - 1, min(at_most, len(images))).round().astype(int))
+    y, x = np.indices(size) + 0.5
+    masks = [
+        [(x0 <= x) & (x < x1) & (y0 <= y) & (y < y1) for x0, y0, x1, y1 in boxes[i].tolist()] for i in shown.tolist()
+    ]
+    rows, found = {"photograph": None}, {}
+    for name, values in maps.items():
+        threshold = box_accuracy(values, boxes, size, (0.5,))["threshold"][0.5]
+        found[name] = largest_boxes(values[shown], size, threshold).float()
+        rows[name] = torch.from_numpy(np.stack(list(stretched(values[shown].double(), size))))
+    outlines = torch.from_numpy(np.stack([np.any(of_image, axis=0) for of_image in masks]))
+    return attention_grid(images[shown], rows, masks=outlines, boxes=found, title=title)
 
 
 def draw(

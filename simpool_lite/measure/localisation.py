@@ -55,18 +55,7 @@ def box_accuracy(
     >>> box_accuracy(maps, [torch.tensor([[1, 2, 4, 5]])], 8)["max_box_acc"]
     {0.3: 100.0, 0.5: 100.0, 0.7: 100.0}
     """
-    check_choice("contours", contours, ("all", "largest"))
-    maps, size = check_finite("maps", maps), check_size(image_size)
-    boxes = _check_boxes(boxes, len(maps))
-    if not iou or not all(0 < x <= 1 for x in iou):
-        raise ValueError(f"iou: expected overlaps above 0 and up to 1, got {iou!r}")
-    right = np.zeros((len(iou), 255), dtype=int)
-    for scores, truth in zip(stretched(maps, size), boxes, strict=True):
-        constant = scores.min() == scores.max()
-        levels, found = (np.arange(255), NO_CONTOUR) if constant else contour_boxes(scores, contours)
-        best = np.zeros(255)
-        np.maximum.at(best, levels, _overlap_plus_one(found, truth.numpy()).max(1))
-        right += best >= np.array(iou)[:, None]
+    right = box_hits(maps, boxes, image_size, iou, contours).sum(1)
     percent = 100 * right[:, LEVELS] / len(maps)
     best = percent.argmax(1)
     return {
@@ -74,6 +63,63 @@ def box_accuracy(
         "max_box_acc": {x: float(row.max()) for x, row in zip(iou, percent, strict=True)},
         "threshold": {x: float(THRESHOLDS[at]) for x, at in zip(iou, best, strict=True)},
     }
+
+
+def box_hits(
+    maps: Tensor,
+    boxes: Sequence[Tensor],
+    image_size: int | tuple[int, int],
+    iou: Sequence[float] = (0.3, 0.5, 0.7),
+    contours: str = "all",
+) -> np.ndarray:
+    """Of each image and at each threshold, whether :func:`box_accuracy` counts it as right.
+
+    Args:
+        maps, boxes, image_size, iou, contours: as there.
+
+    Returns:
+        Bool (overlaps, images, 255): maps are cut as bytes, byte > level, with the levels 0 to 254.
+    """
+    check_choice("contours", contours, ("all", "largest"))
+    maps, size = check_finite("maps", maps), check_size(image_size)
+    boxes = _check_boxes(boxes, len(maps))
+    if not iou or not all(0 < x <= 1 for x in iou):
+        raise ValueError(f"iou: expected overlaps above 0 and up to 1, got {iou!r}")
+    best = np.zeros((len(maps), 255))
+    for row, scores, truth in zip(best, stretched(maps, size), boxes, strict=True):
+        constant = scores.min() == scores.max()
+        levels, found = (np.arange(255), NO_CONTOUR) if constant else contour_boxes(scores, contours)
+        np.maximum.at(row, levels, _overlap_plus_one(found, truth.numpy()).max(1))
+    return best >= np.array(iou)[:, None, None]
+
+
+def largest_boxes(maps: Tensor, image_size: int | tuple[int, int], threshold: float) -> Tensor:
+    """The box of each map's contour with the largest area, cut as for :func:`box_accuracy` at one threshold.
+
+    Args:
+        maps: Scores ``(n, H, W)``.
+        image_size: (height, width), or the side of a square.
+        threshold: Share of the maximum, from 0 to below 1.
+
+    Returns:
+        ``(n, 4)`` of x0 y0 x1 y1 in pixels, int64; of a constant map the pixel (0, 0).
+
+    Raises:
+        ValueError: a map with NaN or infinity, a threshold out of its range.
+
+    >>> maps = torch.zeros(1, 8, 8)
+    >>> maps[0, 2:5, 1:4] = 1
+    >>> largest_boxes(maps, 8, 0.5)
+    tensor([[1, 2, 4, 5]])
+    """
+    if not 0 <= threshold < 1:
+        raise ValueError(f"threshold: expected a share of the maximum from 0 to below 1, got {threshold!r}")
+    found = []
+    for scores in stretched(check_finite("maps", maps), check_size(image_size)):
+        constant = scores.min() == scores.max()
+        levels, boxes = (np.arange(255), NO_CONTOUR) if constant else contour_boxes(scores, "largest")
+        found.append(boxes[levels == int(threshold * 255)][0])
+    return torch.as_tensor(np.stack(found))
 
 
 def pointing_game(

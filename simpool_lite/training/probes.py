@@ -7,6 +7,7 @@ al., "Attention, Please! Revisiting Attentive Probing", 2025).
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 import torch
@@ -100,9 +101,48 @@ def probe(
     >>> runs[["variant", "seed", "parameters"]].values.tolist()
     [['GAP', 0, 18], ['GAP', 1, 18]]
     """
+    parts = (train, val, test) = [_features(*part) for part in (("train", train), ("val", val), ("test", test))]
+    classes = 1 + int(max(part.labels.max() for part in parts))
+    how = {"epochs": epochs, "batch_size": batch_size, "weight_decay": weight_decay, "progress": progress}
+    how["bootstrap"] = bootstrap
+    rows = []
+    for fitted in fit_heads(train, val, variants, classes, seeds=seeds, rates=rates, **how):
+        correct, loss, _ = measure_head(fitted.head, test.tokens, test.labels, test.grid)
+        top1 = 100 * correct.float().mean().item() if fitted.finite else math.nan
+        row = {"variant": fitted.variant, "seed": fitted.seed, "top1": top1, "loss": loss}
+        row |= {"learning_rate": fitted.learning_rate, "parameters": sum(p.numel() for p in fitted.head.parameters())}
+        rows.append(row | {"seconds": fitted.seconds, "status": "ok" if fitted.finite else "failed"})
+    return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained head of :func:`fit_heads`; ``seconds`` is its share of the training, ``finite`` says of its loss."""
+
+    variant: str
+    seed: int
+    learning_rate: float
+    head: Head
+    seconds: float
+    finite: bool
+
+
+def fit_heads(
+    train: Features,
+    val: Features,
+    variants: dict[str, dict],
+    classes: int,
+    *,
+    seeds: int = 5,
+    rates: Sequence[float] = RATES,
+    epochs: int = 6,
+    batch_size: int = 128,
+    weight_decay: float = 0.05,
+    bootstrap: bool = False,
+    progress: bool = True,
+) -> list[Fitted]:
+    """The heads of :func:`probe`, whose arguments these are, for ``classes`` classes: per variant one per seed."""
     check_int("seeds", seeds, 1)
-    train, val, test = (_features(name, part) for name, part in (("train", train), ("val", val), ("test", test)))
-    classes = 1 + int(max(part.labels.max() for part in (train, val, test)))
     how = {"epochs": epochs, "batch_size": batch_size, "weight_decay": weight_decay, "seed": 0, "progress": progress}
 
     def trained(
@@ -130,14 +170,10 @@ def probe(
             of_seed = [_drawn(len(train), seed).to(train.labels.device) for seed in range(seeds)]
             weights = torch.stack([of_seed[seed] for _, seed, _ in wanted])
         heads, curves, seconds = trained(wanted, weights)
-    rows = []
-    for (name, seed, rate), head, curve in zip(wanted, heads, curves, strict=True):
-        correct, loss, _ = measure_head(head, test.tokens, test.labels, test.grid)
-        finite = math.isfinite(sum(curve))
-        row = {"variant": name, "seed": seed, "top1": 100 * correct.float().mean().item() if finite else math.nan}
-        row |= {"loss": loss, "learning_rate": rate, "parameters": sum(p.numel() for p in head.parameters())}
-        rows.append(row | {"seconds": seconds, "status": "ok" if finite else "failed"})
-    return pd.DataFrame(rows)
+    return [
+        Fitted(*one, head, seconds, math.isfinite(sum(curve)))
+        for one, head, curve in zip(wanted, heads, curves, strict=True)
+    ]
 
 
 def _drawn(images: int, seed: int) -> Tensor:

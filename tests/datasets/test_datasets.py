@@ -568,7 +568,7 @@ def test_bad_vision_arguments_are_named(tmp_path, arguments, named):
 def test_missing_data_says_what_to_do(tmp_path, name, split):
     with pytest.raises(FileNotFoundError, match=r"put .* there") as raised:
         load_data(name, split, data_root=tmp_path)
-    offered = name not in ("imagenet", "folder")
+    offered = name not in ("imagenet", "cub-200", "folder")
     assert ("download=True" in str(raised.value)) == offered
     assert not list(tmp_path.iterdir())
 
