@@ -22,7 +22,7 @@ class RunConfig:
         pool_kwargs: arguments of the pooling.
         norm_first: a transformer's final norm comes before the pooling.
         model_options: further arguments of simpool_lite.create_model().
-        pretrained: start from timm's weights.
+        pretrained: start from published weights, see simpool_lite.create_model().
         dataset: a data set of simpool_lite.load_data().
         target: what to learn, for photo-digits only.
         data_options: further arguments of simpool_lite.load_data().
@@ -44,7 +44,7 @@ class RunConfig:
     pool_kwargs: dict = field(default_factory=dict)
     norm_first: bool = True
     model_options: dict = field(default_factory=dict)
-    pretrained: bool = False
+    pretrained: bool | str = False
     dataset: str = "photo-digits"
     target: str | None = None
     data_options: dict = field(default_factory=dict)

@@ -23,7 +23,7 @@ def probe_backbone(
     dataset: str = "folder",
     data_root: str | None = None,
     target: str | None = None,
-    pretrained: bool = True,
+    pretrained: bool | str = True,
     epochs: int = 6,
     batch_size: int = 128,
     seeds: int = 5,
@@ -44,7 +44,8 @@ def probe_backbone(
         dataset: of :func:`~simpool_lite.load_data`.
         data_root: folder of the images.
         target: of photo-digits.
-        pretrained: timm's weights; False probes the untrained network.
+        pretrained: True for timm's weights, "efficientnet-lite0" for those of its package (backbone
+            tf_efficientnet_lite0); False probes the untrained network.
         epochs: passes over the training features.
         batch_size: features per step.
         seeds: per pooling, at least.

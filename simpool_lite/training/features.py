@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
@@ -18,6 +17,7 @@ from ..datasets import LabelledImages, cache_folder
 from ..device import resolve_device
 from ..files import write_atomically
 from ..models import patch_features
+from ..models.weights import timm_model
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 LAYERS = ("tokens", "cls")
@@ -69,13 +69,14 @@ def cached_features(
 
     Raises:
         ValueError: an unknown layer or dtype; images are augmented; the model has no class token.
+        FileNotFoundError: the published weights are neither cached nor to be downloaded.
     """
     check_choice("layer", layer, LAYERS)
     check_choice("dtype", dtype, DTYPES)
     if getattr(data, "augment", None) is not None:
         raise ValueError(f"data: expected images that are the same every time, got {data!r} augmented; augment=False")
     if isinstance(model, str):
-        model = timm.create_model(model, pretrained=True, num_classes=0)
+        model = timm_model(model, pretrained=True, num_classes=0)
     model, device = model.to(resolve_device(device)).eval(), resolve_device(device)
     name = _identity(model, data, layer, dtype)
     folder = (cache_folder() if folder is None else Path(folder).expanduser()) / f"features-{name}"

@@ -356,7 +356,7 @@ def test_img_size_is_ignored_where_any_size_goes():
         (lambda: create_model("resnet18", "simpool", pool_kwargs=["k"]), TypeError, "pool_kwargs: expected a dict"),
         (lambda: create_model("vit_micro", norm_first="no"), TypeError, "norm_first: expected True or False, got 'no'"),
         (lambda: create_model("vit_micro", max_logits=1), TypeError, "max_logits: expected True or False, got 1"),
-        (lambda: create_model("resnet18", pretrained="yes"), TypeError, "pretrained: expected True or False"),
+        (lambda: create_model("resnet18", pretrained="yes"), ValueError, "pretrained: expected True or False"),
         (lambda: create_model("resnet18", "average", 10), ValueError, "name: expected one of gap.* got 'average'"),
         (lambda: create_model("vit_micro", "gap", 10, pretrained=True), ValueError, "pretrained: .*no published"),
         (lambda: create_model(None, "gap", 10), TypeError, "backbone: expected the name"),
