@@ -28,9 +28,12 @@ from .experiments.store import COLUMNS, Store, open_store, recorded_results, unp
 from .experiments.suite import Setting, run_heads
 from .figures import (
     COLOURS,
+    Explorer,
+    State,
     attention_grid,
     comparison,
     decisions,
+    draw_digit,
     heat_map,
     metric_bars,
     show_attention,
@@ -38,6 +41,7 @@ from .figures import (
     training_curves,
     use_course_style,
 )
+from .figures.page import explore
 from .files import repository_root
 from .measure.attention import average_precision, evaluate_attention, object_positions, sharpness
 from .measure.classification import evaluate

@@ -68,7 +68,7 @@ def show_attention(
     if not 0 < check_number("threshold", threshold) <= 1:
         raise ValueError(f"threshold: expected a share of the map's maximum, above 0 and at most 1, got {threshold!r}")
     photograph = _photograph(image)
-    pixels, crop = _model_input(model, photograph, image_size)
+    pixels, crop = model_input(model, photograph, image_size)
     maps = attention_maps(model, pixels, kind, **options)[0].float().cpu()
     return _figure(photograph, crop, maps, threshold, _name(model, kind))
 
@@ -110,7 +110,7 @@ def _photograph(image: object) -> Image.Image:
     return to_rgb(Image.fromarray(values[..., 0] if values.shape[2] == 1 else values))
 
 
-def _model_input(
+def model_input(
     model: nn.Module, photograph: Image.Image, image_size: int | tuple[int, int] | None
 ) -> tuple[Tensor, tuple[float, float, float, float]]:
     """What the model is given, ``(1, 3, h, w)``, and which part of the photograph that is: x0, y0, x1, y1 in pixels."""
@@ -173,7 +173,7 @@ def _figure(photograph: Image.Image, crop: tuple[float, ...], maps: Tensor, thre
     if crop != whole:
         _frame(axes[0], crop, edgecolor="white", linestyle="--", linewidth=1.5)
     if greatest > 0:
-        _frame(axes[1], _box(attention, threshold * greatest, crop), edgecolor="cyan", linewidth=2)
+        _frame(axes[1], largest_region(attention, threshold * greatest, crop), edgecolor="cyan", linewidth=2)
     beside = axes[1].inset_axes((1.03, 0, 0.04 * max(1, h / w), 1))  # as high as the picture, whatever its proportions
     bar = figure.colorbar(overlay, cax=beside)
     bar.solids.set(alpha=1)
@@ -187,7 +187,7 @@ def _figure(photograph: Image.Image, crop: tuple[float, ...], maps: Tensor, thre
     return figure
 
 
-def _box(attention: Tensor, least: float, crop: tuple[float, ...]) -> tuple[float, ...]:
+def largest_region(attention: Tensor, least: float, crop: tuple[float, ...]) -> tuple[float, ...]:
     """x0, y0, x1, y1 in the photograph's pixels of the map's largest region of at least that value."""
     from scipy import ndimage
 
