@@ -34,6 +34,7 @@ from .figures import (
     comparison,
     decisions,
     draw_digit,
+    explorer_figure,
     heat_map,
     metric_bars,
     show_attention,

@@ -3,9 +3,9 @@
 from .explorer import Explorer as Explorer
 from .explorer import Network as Network
 from .explorer import State as State
+from .explorer import default_networks as default_networks
 from .explorer import draw_digit as draw_digit
 from .explorer import explorer_figure as explorer_figure
-from .explorer import recorded_networks as recorded_networks
 from .maps import attention_grid as attention_grid
 from .runs import comparison as comparison
 from .runs import decisions as decisions

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
+from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
 from ..checks import check_number
@@ -21,7 +22,7 @@ from ..datasets.images import open_image, to_rgb
 from ..datasets.photo_digits import PHOTOS, PhotoDigits, photograph_folder
 from ..experiments.store import Store, recorded_results
 from ..measure.maps import attention_maps
-from ..models import load_model
+from ..models import create_model, load_model
 from .show import SHOWN_PIXELS, largest_region, model_input
 from .style import colour_of
 
@@ -60,7 +61,8 @@ class State:
     Args:
         image: a name of :attr:`Explorer.images`.
         backbone, pooling, gamma: which network. Each gamma is a network of its own, trained with it.
-        kind: of map, see :func:`simpool_lite.measure.maps.attention_maps`.
+        kind: of map, see :func:`simpool_lite.measure.maps.attention_maps`; None is the one that tells
+            most of the network: SimPool's own, the class token's, CAM for GAP, Grad-CAM for GeM.
         block: of the kind "cls", counted from 0; None is the last.
         head: of a kind with several maps, counted from 0; None is their mean.
         threshold: of the box, a share of the map's maximum, above 0 and at most 1.
@@ -70,7 +72,7 @@ class State:
     backbone: str = "convnet_micro"
     pooling: str = "SimPool"
     gamma: float | None = None
-    kind: str = "pool"
+    kind: str | None = None
     block: int | None = None
     head: int | None = None
     threshold: float = 0.2
@@ -132,7 +134,7 @@ class Explorer:
     A network runs once per image, kind and block. Moving the threshold or choosing a head does not run it again.
 
     Args:
-        networks: what there is to choose from; by default :func:`recorded_networks`.
+        networks: what there is to choose from; by default :func:`default_networks`.
 
     >>> explorer = Explorer()
     >>> answer = explorer.answer(State("photo-digits 3", pooling="GAP", kind="cam"))
@@ -141,7 +143,7 @@ class Explorer:
     """
 
     def __init__(self, networks: Sequence[Network] | None = None) -> None:
-        networks = recorded_networks() if networks is None else networks
+        networks = default_networks() if networks is None else networks
         if not networks:
             raise ValueError("networks: expected at least one, got none")
         self._networks = {(n.backbone, n.pooling, n.gamma): n for n in networks}
@@ -195,8 +197,8 @@ class Explorer:
             "kind": list(kinds),
             "block": list(range(blocks)) if state.kind == "cls" else [None],
         }
-        for name in ("image", "kind"):
-            _check(name, getattr(state, name), found[name])
+        _check("image", state.image, found["image"])
+        _check("kind", state.kind, found["kind"])
         if state.block is not None:
             _check("block", state.block, found["block"])
         maps = self._maps(state)
@@ -230,6 +232,8 @@ class Explorer:
         """
         if not 0 < check_number("threshold", state.threshold) <= 1:
             raise ValueError(f"threshold: expected above 0 and at most 1, got {state.threshold!r}")
+        if state.kind is None:
+            state = replace(state, kind=self._kinds(*_key(self._network(state)))[0][0])
         choices = self.choices(state)
         _check("head", state.head, choices["head"])
         photograph, crop, maps, scores = self._seen(state)
@@ -290,6 +294,15 @@ class Explorer:
         if name in PHOTOS:
             return open_image(photograph_folder() / f"{name}.png")
         return self._digits(json.dumps(dict(network.images), sort_keys=True))[int(name.split()[1])]
+
+
+def default_networks() -> list[Network]:
+    """:func:`recorded_networks`, and EfficientNet-Lite0, which was trained with GAP on photographs of 1,000 classes."""
+
+    def load() -> nn.Module:
+        return create_model("tf_efficientnet_lite0", pretrained="efficientnet-lite0")
+
+    return [*recorded_networks(), Network("efficientnet_lite0", "GAP", load, ImageNetInfo().label_descriptions())]
 
 
 def recorded_networks() -> list[Network]:

@@ -106,8 +106,13 @@ class Page:
         self._show()
 
     def _changed(self, change: dict) -> None:
-        if not self._setting:
-            self._go(replace(self.state, **{name: control.value for name, control in self.controls.items()}))
+        if self._setting:
+            return
+        state = replace(self.state, **{name: control.value for name, control in self.controls.items()})
+        if change["owner"] in (self.controls["backbone"], self.controls["pooling"]):
+            kinds = self.explorer.choices(self.state)["kind"]
+            state = replace(state, kind=None if state.kind == kinds[0] else state.kind)  # each network's most telling
+        self._go(state)
 
     def _go(self, state: State) -> None:
         self.state = self.explorer.fit(state)
