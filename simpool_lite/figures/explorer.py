@@ -365,7 +365,7 @@ def draw_digit(
         draw.line(points, 255, round(width), joint="curve")
         for x, y in points:  # round ends
             draw.ellipse((x - width / 2, y - width / 2, x + width / 2, y + width / 2), 255)
-    picture.paste(colour, (0, 0), ink.resize((side, side), Image.Resampling.LANCZOS))
+    picture.paste(colour, (0, 0), ink.reduce(fine))
     return picture
 
 
@@ -411,10 +411,9 @@ def explorer_figure(explorer: Explorer, states: Mapping[str, State], number: int
         classes, scores = zip(*answer.best(number), strict=True)
         places = range(len(scores))
         bars = column[2].barh(places, [100 * score for score in scores], color=colour_of(state.pooling))
-        column[2].bar_label(bars, fmt="%.0f %%", padding=2, fontsize=8)
-        column[2].set(yticks=places, xlim=(0, 135), xticks=[], frame_on=False)
-        column[2].set_yticklabels([text[:18] for text in classes], fontsize=9)
-        column[2].tick_params(length=0)
+        labels = [f"{text[:20]} {score:.0%}" for text, score in zip(classes, scores, strict=True)]
+        column[2].bar_label(bars, labels, padding=3, fontsize=9)  # beside the bar: a long name takes no room from it
+        column[2].set(yticks=[], xlim=(0, 220), xticks=[], frame_on=False)
         column[2].grid(False)
         column[2].invert_yaxis()
     return figure

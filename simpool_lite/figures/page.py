@@ -184,7 +184,7 @@ class DrawingPad:
         return draw_digit(self.strokes, self.background.value, CANVAS)
 
     def _draw(self) -> None:
-        with hold_canvas(self.canvas):
+        with hold_canvas():
             self.canvas.put_image_data(np.asarray(self.picture()))
             self.canvas.line_cap, self.canvas.line_width = "round", STROKE * CANVAS
             self.canvas.stroke_style = drawing_ground(self.background.value, CANVAS)[1]

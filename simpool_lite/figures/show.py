@@ -46,8 +46,8 @@ def show_attention(
         kind: see :func:`simpool_lite.measure.maps.attention_maps`.
         threshold: share of the map's maximum, above 0 and at most 1.
         image_size: pixels, one number or (height, width), of what the model is given; the photograph is scaled and
-            its largest central part of these proportions is taken. By default the size in the model's timm
-            configuration, with its evaluation crop.
+            its largest central part of these proportions is taken. By default the size that the model was
+            made for (``img_size``), else that of its timm configuration; with its evaluation crop.
         **options: of ``attention_maps``: ``block``, ``each_head``, ``target``.
 
     Returns:
@@ -117,6 +117,7 @@ def model_input(
     import timm
     from timm.data import resolve_data_config
     from timm.data.transforms import str_to_pil_interp
+    from timm.layers import to_2tuple
 
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a model of create_model() or timm, got {type(model).__name__}")
@@ -127,7 +128,8 @@ def model_input(
     squash, share = False, 1.0
     if image_size is None:
         own = getattr(getattr(model, "patch_embed", None), "img_size", None)
-        height, width = own or config["input_size"][-2:]
+        own = own or getattr(model, "create_config", {}).get("img_size")  # a ConvNet has no other note of it
+        height, width = to_2tuple(own or config["input_size"][-2:])
         squash = config["crop_mode"] == "squash"
         share = height / math.floor(height / config["crop_pct"])  # of the shorter side, as timm rounds it
     elif isinstance(image_size, tuple | list) and len(image_size) == 2:

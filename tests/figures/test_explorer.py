@@ -159,13 +159,14 @@ def test_recorded_networks_know_their_images():
     for pooling in ("GAP", "GeM", "SimPool"):
         assert networks["convnet_micro", pooling, None].images["size"] == 32  # protocol 2, not an older run of 40 or 48
     explorer = Explorer([networks["convnet_micro", "GAP", None]])
-    assert explorer.answer(State(pooling="GAP")).photograph.size == (32, 32)
+    answer = explorer.answer(State(pooling="GAP"))
+    assert answer.photograph.size == (32, 32) and answer.map.shape == (8, 8)  # not enlarged to the backbone's 48
 
 
 def test_page_follows_its_controls(explorer):
     shown = page.Page(explorer, State())
     first, scores = shown.map.value, shown.scores.value
-    shown.controls["threshold"].value = 0.9
+    shown.controls["threshold"].value = 1.0
     assert shown.map.value != first and shown.scores.value == scores
     shown.controls["pooling"].value = "GAP"
     assert shown.controls["kind"].value == "cam" and shown.scores.value != scores
