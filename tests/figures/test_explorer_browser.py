@@ -155,6 +155,7 @@ def jupyterlab(folder: Path, driver: webdriver.Chrome) -> Iterator[Explorer]:
         folder, "jupyterlab", "--allow-root", f"--ServerApp.port={port}", "--ServerApp.port_retries=0",
         "--IdentityProvider.token=browser", "--LabApp.expose_app_in_browser=True",
         "--LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate",
+        "--LanguageServerManager.autodetect=False",  # it would ask npm what is installed
     ):  # fmt: skip
         driver.get(f"http://127.0.0.1:{port}/lab/tree/{NOTEBOOK}?token=browser")
         WebDriverWait(driver, PATIENCE).until(lambda _: driver.execute_script(KERNEL_IS_IDLE))
