@@ -8,13 +8,14 @@ PY = .venv/bin/python
 STAMP = .venv/.installed
 
 .DEFAULT_GOAL = help
-.PHONY: help workbook student slides test lint format lab lock clean
+.PHONY: help workbook student slides test test-browser lint format lab lock clean
 
 help:
 	@echo "make workbook   execute the notebooks and print where the report is; options: make workbook ARGS='--help'"
 	@echo "make student    write the notebooks without solutions and outputs to build/student"
 	@echo "make slides     write each notebook as slides to build/slides"
 	@echo "make test       lint, run every test, re-run every notebook and compare its outputs"
+	@echo "make test-browser  drive the explorer in Chromium, which must be installed; part of make test where it is"
 	@echo "make lab        open the notebooks in JupyterLab; options: make lab ARGS='--no-browser'"
 	@echo "make lint       check style (ruff)"
 	@echo "make format     repair style (ruff)"
@@ -62,6 +63,21 @@ test: $(STAMP) lint
 	    tests simpool_lite $(wildcard notebooks/*.ipynb) || { \
 	    echo "make test failed. Re-run one test with:     $(PY) -m pytest tests/test_x.py -k name"; \
 	    echo "                  or one notebook with:     $(PY) -m pytest --nbval --nbval-current-env notebooks/x.ipynb"; \
+	    exit 1; }
+
+# Installs nothing, not even .venv, and says what is missing.
+test-browser:
+	@missing=; \
+	    test -x $(PY) || missing="$$missing .venv (make test makes it)"; \
+	    command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
+	        || command -v google-chrome-stable >/dev/null || missing="$$missing chromium"; \
+	    command -v chromedriver >/dev/null || missing="$$missing chromedriver"; \
+	    test -z "$$missing" || { \
+	        echo "make test-browser: missing:$$missing"; \
+	        echo "On Debian and Ubuntu: apt install chromium chromium-driver"; \
+	        exit 1; }
+	@OMP_NUM_THREADS=1 $(PY) -m pytest --quiet tests/figures/test_explorer_browser.py || { \
+	    echo "make test-browser failed. Re-run one test with: $(PY) -m pytest tests/figures/test_explorer_browser.py -k name"; \
 	    exit 1; }
 
 lint: $(STAMP)

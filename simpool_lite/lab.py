@@ -28,9 +28,13 @@ from .experiments.store import COLUMNS, Store, open_store, recorded_results, unp
 from .experiments.suite import Setting, run_heads
 from .figures import (
     COLOURS,
+    Explorer,
+    State,
     attention_grid,
     comparison,
     decisions,
+    draw_digit,
+    explorer_figure,
     heat_map,
     localisation_grid,
     metric_bars,
@@ -39,6 +43,7 @@ from .figures import (
     training_curves,
     use_course_style,
 )
+from .figures.page import explore
 from .files import repository_root
 from .measure.attention import average_precision, evaluate_attention, object_positions, sharpness
 from .measure.classification import evaluate

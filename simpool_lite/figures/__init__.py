@@ -1,5 +1,11 @@
 """Figures of the course. Only this folder imports matplotlib and seaborn."""
 
+from .explorer import Explorer as Explorer
+from .explorer import Network as Network
+from .explorer import State as State
+from .explorer import default_networks as default_networks
+from .explorer import draw_digit as draw_digit
+from .explorer import explorer_figure as explorer_figure
 from .maps import attention_grid as attention_grid
 from .maps import localisation_grid as localisation_grid
 from .runs import comparison as comparison

@@ -46,8 +46,8 @@ def show_attention(
         kind: see :func:`simpool_lite.measure.maps.attention_maps`.
         threshold: share of the map's maximum, above 0 and at most 1.
         image_size: pixels, one number or (height, width), of what the model is given; the photograph is scaled and
-            its largest central part of these proportions is taken. By default the size in the model's timm
-            configuration, with its evaluation crop.
+            its largest central part of these proportions is taken. By default the size that the model was
+            made for (``img_size``), else that of its timm configuration; with its evaluation crop.
         **options: of ``attention_maps``: ``block``, ``each_head``, ``target``.
 
     Returns:
@@ -68,7 +68,7 @@ def show_attention(
     if not 0 < check_number("threshold", threshold) <= 1:
         raise ValueError(f"threshold: expected a share of the map's maximum, above 0 and at most 1, got {threshold!r}")
     photograph = _photograph(image)
-    pixels, crop = _model_input(model, photograph, image_size)
+    pixels, crop = model_input(model, photograph, image_size)
     maps = attention_maps(model, pixels, kind, **options)[0].float().cpu()
     return _figure(photograph, crop, maps, threshold, _name(model, kind))
 
@@ -110,13 +110,14 @@ def _photograph(image: object) -> Image.Image:
     return to_rgb(Image.fromarray(values[..., 0] if values.shape[2] == 1 else values))
 
 
-def _model_input(
+def model_input(
     model: nn.Module, photograph: Image.Image, image_size: int | tuple[int, int] | None
 ) -> tuple[Tensor, tuple[float, float, float, float]]:
     """What the model is given, ``(1, 3, h, w)``, and which part of the photograph that is: x0, y0, x1, y1 in pixels."""
     import timm
     from timm.data import resolve_data_config
     from timm.data.transforms import str_to_pil_interp
+    from timm.layers import to_2tuple
 
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a model of create_model() or timm, got {type(model).__name__}")
@@ -127,7 +128,8 @@ def _model_input(
     squash, share = False, 1.0
     if image_size is None:
         own = getattr(getattr(model, "patch_embed", None), "img_size", None)
-        height, width = own or config["input_size"][-2:]
+        own = own or getattr(model, "create_config", {}).get("img_size")  # a ConvNet has no other note of it
+        height, width = to_2tuple(own or config["input_size"][-2:])
         squash = config["crop_mode"] == "squash"
         share = height / math.floor(height / config["crop_pct"])  # of the shorter side, as timm rounds it
     elif isinstance(image_size, tuple | list) and len(image_size) == 2:
@@ -173,7 +175,7 @@ def _figure(photograph: Image.Image, crop: tuple[float, ...], maps: Tensor, thre
     if crop != whole:
         _frame(axes[0], crop, edgecolor="white", linestyle="--", linewidth=1.5)
     if greatest > 0:
-        _frame(axes[1], _box(attention, threshold * greatest, crop), edgecolor="cyan", linewidth=2)
+        _frame(axes[1], largest_region(attention, threshold * greatest, crop), edgecolor="cyan", linewidth=2)
     beside = axes[1].inset_axes((1.03, 0, 0.04 * max(1, h / w), 1))  # as high as the picture, whatever its proportions
     bar = figure.colorbar(overlay, cax=beside)
     bar.solids.set(alpha=1)
@@ -187,7 +189,7 @@ def _figure(photograph: Image.Image, crop: tuple[float, ...], maps: Tensor, thre
     return figure
 
 
-def _box(attention: Tensor, least: float, crop: tuple[float, ...]) -> tuple[float, ...]:
+def largest_region(attention: Tensor, least: float, crop: tuple[float, ...]) -> tuple[float, ...]:
     """x0, y0, x1, y1 in the photograph's pixels of the map's largest region of at least that value."""
     from scipy import ndimage
 
