@@ -224,7 +224,7 @@ def create_pool(name: str, dim: int, **kwargs) -> Pool:
     >>> create_pool("gap", 8)(torch.ones(2, 8, 5, 5)).shape
     torch.Size([2, 8])
     """
-    if name not in _POOLS:
+    if not isinstance(name, str) or name not in _POOLS:
         check_choice("name", name, [listed for listed in _POOLS if listed not in _UNLISTED])
     accepted = _arguments(name)
     for key in kwargs:
