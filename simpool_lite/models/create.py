@@ -70,7 +70,7 @@ def create_model(
     if pool == "cls" and pool_kwargs:
         raise ValueError(f"pool_kwargs: pool 'cls' has no arguments, got {pool_kwargs!r}")
     img_size = _pixels(img_size)
-    _check_backbone(backbone)
+    check_backbone(backbone)
     needs_class_token = pool == "cls" or (pool_kwargs or {}).get("init") == "cls"
     has_choice = takes(backbone, "class_token")
     if has_choice and not needs_class_token and not pretrained and not {"class_token", "global_pool"} & {*timm_kwargs}:
@@ -106,7 +106,8 @@ def _pixels(img_size: object) -> int | tuple[int, int] | None:
     return None if img_size is None else check_int("img_size", img_size, 1)
 
 
-def _check_backbone(name: str) -> None:
+def check_backbone(name: str) -> None:
+    """Raise for what is no name of a model; the message has the nearest one."""
     if not isinstance(name, str):
         raise TypeError(f"backbone: expected the name of a timm model, got {type(name).__name__}")
     if ":" not in name and not timm.is_model(name.split(".")[0]):

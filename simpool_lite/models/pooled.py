@@ -162,7 +162,8 @@ def replace_pooling(
     Raises:
         TypeError: ``model`` is not a timm classification model; ``norm_first`` or ``max_logits`` is not a bool.
         ValueError: the model has no features ``(B, N, d)`` or ``(B, d, H, W)`` of patches (several branches, tokens
-            of other kinds among the patches), the message says what it lacks; see :func:`~simpool_lite.create_pool`; the pooling needs a class token and the model has
+            of other kinds among the patches), the message says what it lacks;
+            see :func:`~simpool_lite.create_pool`; the pooling needs a class token and the model has
             none; ``max_logits`` with one vector; k vectors and a classifier that is not linear.
     """
     return change_pooling(model, pool, norm_first, max_logits, pool_kwargs)
@@ -324,8 +325,8 @@ def _check_images(model: nn.Module, images: Tensor) -> None:
     channels = getattr(model, "image_channels", None)
     if channels is not None and images.shape[1] != channels:
         raise ValueError(
-            f"images: expected {channels} channels (B, {channels}, h, w), got shape {tuple(images.shape)}; create_model "
-            "makes a model of another number with in_chans"
+            f"images: expected {channels} channels (B, {channels}, h, w), got shape {tuple(images.shape)}; "
+            "create_model makes a model of another number with in_chans"
         )
     patches = getattr(model, "patch_embed", None)
     size = getattr(patches, "img_size", None)
