@@ -8,13 +8,14 @@ PY = .venv/bin/python
 STAMP = .venv/.installed
 
 .DEFAULT_GOAL = help
-.PHONY: help workbook student slides test lint format lab lock clean
+.PHONY: help workbook student slides test soak lint format lab lock clean
 
 help:
 	@echo "make workbook   execute the notebooks and print where the report is; options: make workbook ARGS='--help'"
 	@echo "make student    write the notebooks without solutions and outputs to build/student"
 	@echo "make slides     write each notebook as slides to build/slides"
 	@echo "make test       lint, run every test, re-run every notebook and compare its outputs"
+	@echo "make soak       repeat faults and sizes (signals, full disk, 100,000 records, ...) and print what was seen"
 	@echo "make lab        open the notebooks in JupyterLab; options: make lab ARGS='--no-browser'"
 	@echo "make lint       check style (ruff)"
 	@echo "make format     repair style (ruff)"
@@ -62,6 +63,11 @@ test: $(STAMP) lint
 	    tests simpool_lite $(wildcard notebooks/*.ipynb) || { \
 	    echo "make test failed. Re-run one test with:     $(PY) -m pytest tests/test_x.py -k name"; \
 	    echo "                  or one notebook with:     $(PY) -m pytest --nbval --nbval-current-env notebooks/x.ipynb"; \
+	    exit 1; }
+
+soak: $(STAMP)
+	@OMP_NUM_THREADS=1 $(PY) -m benchmarks.soak $(ARGS) || { \
+	    echo "make soak saw more than is promised, see above; one part again: make soak ARGS=signals"; \
 	    exit 1; }
 
 lint: $(STAMP)

@@ -103,9 +103,9 @@ ROWS = [
     *misspelt("backbone", in_a_grid("backbone"), {"vit_mirco": "vit_micro"}),
     *misspelt("pool", in_a_grid("pool"), {"simpol": "simpool"}),
     *misspelt("dataset", in_a_grid("dataset"), {"imagenete": "imagenette"}),
-    *misspelt("gama", lambda _: create_pool("simpool", 8, gama=2), {"gama": "gamma"}, TypeError),
-    *misspelt("num_class", lambda _: on_meta({"backbone": "vit_micro", "num_class": 3}), {"3": "num_classes"}, TypeError),
-    *misspelt("drop_rte", lambda _: on_meta({"backbone": "vit_micro", "drop_rte": 0}), {"0": "drop_rate"}, TypeError),
+    Row(lambda: create_pool("simpool", 8, gama=2), TypeError, "gama", near="gamma", said="expected one of num_heads"),
+    Row(lambda: on_meta({"backbone": "vit_micro", "num_class": 3}), TypeError, "num_class", 3, "num_classes"),
+    Row(lambda: on_meta({"backbone": "vit_micro", "drop_rte": 0.1}), TypeError, "drop_rte", 0.1, "drop_rate"),
     *pool("dim", NOT_WHOLE),
     *pool("num_heads", [*NOT_WHOLE, 3]),
     *pool("gamma", [*NOT_A_NUMBER, 0, -1]),
@@ -162,7 +162,7 @@ def test_the_message_names_argument_expectation_and_value(row, tmp_path, monkeyp
         row.call()
     message = str(raised.value)
     assert re.match(rf"{row.argument}: ", message), message
-    assert "got " in message and ("expected " in message or row.near), message
+    assert "expected " in message and ("got " in message or row.near), message
     assert row.said in message
     if row.value is not None:
         assert repr(row.value) in message
