@@ -382,7 +382,7 @@ def _fit_classifier(model: nn.Module, vectors_before: int) -> None:
     if vectors == vectors_before or model.num_classes == 0:  # timm: some models without classes have no classifier
         return
     classifier = model.get_classifier()
-    if type(classifier) is not nn.Linear:
+    if not isinstance(classifier, nn.Linear):
         raise ValueError(
             f"pool_kwargs: {vectors} vectors expect a classifier that is one linear layer, got "
             f"{type(classifier).__name__} in {name_of(model)}; use another reduce, or max_logits"
