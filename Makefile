@@ -8,7 +8,7 @@ PY = .venv/bin/python
 STAMP = .venv/.installed
 
 .DEFAULT_GOAL = help
-.PHONY: help workbook student slides test test-browser lint format lab lock clean
+.PHONY: help workbook student slides test test-browser soak lint format lab lock clean
 
 help:
 	@echo "make workbook   execute the notebooks and print where the report is; options: make workbook ARGS='--help'"
@@ -16,6 +16,7 @@ help:
 	@echo "make slides     write each notebook as slides to build/slides"
 	@echo "make test       lint, run every test, re-run every notebook and compare its outputs"
 	@echo "make test-browser  drive the explorer in Chromium, which must be installed; part of make test where it is"
+	@echo "make soak       repeat faults and sizes (signals, full disk, 100,000 records, ...) and print what was seen"
 	@echo "make lab        open the notebooks in JupyterLab; options: make lab ARGS='--no-browser'"
 	@echo "make lint       check style (ruff)"
 	@echo "make format     repair style (ruff)"
@@ -78,6 +79,11 @@ test-browser:
 	        exit 1; }
 	@OMP_NUM_THREADS=1 $(PY) -m pytest --quiet tests/figures/test_explorer_browser.py || { \
 	    echo "make test-browser failed. Re-run one test with: $(PY) -m pytest tests/figures/test_explorer_browser.py -k name"; \
+	    exit 1; }
+
+soak: $(STAMP)
+	@OMP_NUM_THREADS=1 $(PY) -m benchmarks.soak $(ARGS) || { \
+	    echo "make soak saw more than is promised, see above; one part again: make soak ARGS=signals"; \
 	    exit 1; }
 
 lint: $(STAMP)

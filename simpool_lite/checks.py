@@ -33,6 +33,17 @@ def check_number(name: str, value: float, *, above_zero: bool = False, zero: boo
     return value if isinstance(value, int) else float(value)
 
 
+def check_bool(name: str, value: bool) -> bool:
+    """``value``, which must be True or False.
+
+    Raises:
+        TypeError: it is something else; "no" and 0 are.
+    """
+    if not _is_bool(value):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return bool(value)
+
+
 def check_choice(name: str, value: str, choices: Iterable[str]) -> str:
     """``value``, which must be one of ``choices``.
 
@@ -44,7 +55,7 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> str:
     ValueError: shift: expected one of image, batch, got 'imagge'; did you mean 'image'?
     """
     choices = tuple(choices)
-    if value in choices:
+    if isinstance(value, str) and value in choices:
         return value
     raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}{did_you_mean(value, choices)}")
 

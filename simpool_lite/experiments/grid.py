@@ -1,16 +1,23 @@
 """Grids of runs: plain data in, a tidy table out, resumable at any moment."""
 
+import dataclasses
 import math
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 from tqdm.auto import tqdm
 
+from ..checks import check_choice, did_you_mean
+from ..datasets import DATASETS
 from ..device import resolve_device
 from ..measure.decide import runs_needed
+from ..models.create import check_backbone
+from ..pooling import list_pools
 from .config import RunConfig
 from .heads import share_a_pass
 from .machine import cpu_cores, cuda_devices, share_devices
@@ -64,12 +71,19 @@ class Grid:
 
     def config(self, variant: str, seed: int) -> RunConfig:
         """The configuration of one run."""
-        fields = self.base | self.variants[variant] | {"seed": seed}
+        values = self.base | self.variants[variant] | {"seed": seed}
+        known = [field.name for field in dataclasses.fields(RunConfig)]
+        for name in values:
+            if name not in known:
+                raise TypeError(
+                    f"variants: expected fields of RunConfig ({', '.join(known)}), got {name!r} in "
+                    f"{variant!r}{did_you_mean(name, known)}"
+                )
         if self.trunk is not None:
-            fields["trunk"] = self.trunk | {"seed": seed % TRUNK_SEEDS if self.trains_trunks else 0}
-            if fields.get("dataset", "photo-digits") == "photo-digits":  # the trunk has seen the images of seed 0
-                fields["data_options"] = fields.get("data_options", {}) | {"seed": 1 + seed}
-        return RunConfig(**fields)
+            values["trunk"] = self.trunk | {"seed": seed % TRUNK_SEEDS if self.trains_trunks else 0}
+            if values.get("dataset", "photo-digits") == "photo-digits":  # the trunk has seen the images of seed 0
+                values["data_options"] = values.get("data_options", {}) | {"seed": 1 + seed}
+        return RunConfig(**values)
 
     @property
     def trains_trunks(self) -> bool:
@@ -123,8 +137,9 @@ def run(
 
     Raises:
         ValueError: ``workers`` is less than one, or given with a ``client``; the client's workers have more
-            than one thread; the store cannot be written to, or its disk is nearly full.
-        FileNotFoundError: the cluster's records are not in the store's folder here.
+            than one thread; the store cannot be written to, or its disk is nearly full; a backbone, pooling or data
+            set is unknown.
+        FileNotFoundError: the folder of the images is missing, or the records of a cluster in the store's folder here.
         RuntimeError: no worker process could be started.
 
     >>> from dask.distributed import Client, LocalCluster  # doctest: +SKIP
@@ -141,9 +156,11 @@ def run(
     how = {"workers": workers, "client": client, "device": device, "retry_failed": retry_failed, "compile": compile}
     spent = _Spending(budget)
     wanted = list(grid.runs())
+    with suppress(OSError):  # where nothing can be written, reading takes longer
+        store.compact()
     while True:
-        _compute(grid, wanted, store, **how, progress=progress)
-        table = _table(grid, wanted, store)
+        records = _compute(grid, wanted, store, **how, progress=progress)
+        table = _table(grid, wanted, store, store.records() if records is None else records)
         if precision is None or grid.baseline not in grid.variants or len(grid.variants) < 2:
             return table
         plan = runs_needed(table, grid.baseline, precision, blocks=grid.trunk and "trunk")
@@ -194,8 +211,8 @@ def _compute(
     retry_failed: bool,
     compile: bool,
     progress: bool,
-) -> None:
-    """Compute those of the runs that the store lacks."""
+) -> pd.DataFrame | None:
+    """Compute those of the runs that the store lacks; return its records if it lacks none."""
     records = store.records()
     failed = set(records.config_hash[records.status == "failed"])
     done = set(records.config_hash) - (failed if retry_failed else set())
@@ -220,7 +237,8 @@ def _compute(
         for together in _together([run for key, run in todo.items() if key not in done])
     ]
     if not jobs:
-        return
+        return records
+    _check_names([config for job in jobs for config in job["configs"]], client is None)
     store.check_writable()
     if grid.trains_trunks:
         how = {"workers": workers, "client": client, "device": device, "compile": compile}
@@ -246,9 +264,22 @@ def _together(runs: list[tuple[str, RunConfig]]) -> list[list[tuple[str, RunConf
     return [job[i : i + HEADS_AT_ONCE] for job in jobs.values() for i in range(0, len(job), HEADS_AT_ONCE)]
 
 
-def _table(grid: Grid, runs: list[tuple[str, RunConfig]], store: Store) -> pd.DataFrame:
+def _check_names(configs: list[RunConfig], here: bool) -> None:
+    """Refuse what would fail in every run of a variant: unknown names, a folder that is not on this machine."""
+    for backbone in {config.backbone for config in configs}:
+        check_backbone(backbone)
+    for pool in {config.pool for config in configs} - {"cls"}:
+        check_choice("pool", pool, [*list_pools(), *list_pools(family="probing"), "ablated_simpool", "cls"])
+    for dataset in {config.dataset for config in configs}:
+        check_choice("dataset", dataset, DATASETS)
+    for folder in {config.data_root for config in configs} - {None} if here else ():
+        if not Path(folder).expanduser().is_dir():
+            raise FileNotFoundError(f"data_root: expected a folder, found none at {folder}; pass another path")
+
+
+def _table(grid: Grid, runs: list[tuple[str, RunConfig]], store: Store, records: pd.DataFrame) -> pd.DataFrame:
     """The records of the runs, and those of further seeds that the store has."""
-    records = store.records().set_index("config_hash", drop=False)
+    records = records.set_index("config_hash", drop=False)
     hashes = [config.hash() for _, config in runs]
     if absent := set(hashes) - set(records.index):
         raise FileNotFoundError(

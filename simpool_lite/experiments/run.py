@@ -33,6 +33,7 @@ from ..device import resolve_device
 from ..measure.attention import evaluate_attention
 from ..measure.classification import evaluate, evaluate_each
 from ..models import create_model, save_model
+from ..models.create import check_backbone
 from ..training.supervised import accelerator_on, train
 from .config import RunConfig
 from .machine import peak_memory_mb, reset_peak_memory
@@ -179,6 +180,7 @@ def load_split(config: RunConfig, split: str, at_most: int = TEST_IMAGES) -> Lab
             options["num_images"] = min(options.get("num_images", at_most), at_most)
             options.pop("seed", None) if config.regime == "head" else None
         return load_data(config.dataset, split, target=config.target, **options)
+    check_backbone(config.backbone)
     timm_config = timm.get_pretrained_cfg(config.backbone)
     form = {"image_size": timm_config.input_size[-1], "mean": timm_config.mean, "std": timm_config.std}
     form |= {"without_val": True} | ({"augment": False} if config.regime == "head" else {}) | config.data_options

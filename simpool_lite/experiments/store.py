@@ -2,7 +2,8 @@
 
 ::
 
-    store/<hash>.parquet            one row: the record        (or many rows: recorded results)
+    store/<hash>.parquet            one row: the record
+    store/<other name>.parquet      many rows: recorded results, or records put together by compact()
     store/curves/<hash>.parquet     the training curve, one row per epoch
     store/models/<hash>.safetensors the trained model, where it was asked for
 
@@ -16,18 +17,21 @@ import math
 import shutil
 import subprocess
 import warnings
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 
 from .. import __version__
 from ..files import remove_stale, repository_root, write_atomically
 from .config import PROTOCOL, RunConfig
-from .tables import one_per_run, read_tables
+from .tables import merged, one_per_run, read_tables
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +48,8 @@ CURVE_COLUMNS = "config_hash epoch step train_loss top1 loss attention_entropy l
 
 
 SMALLEST_DISK = 100  # MB that must be free before a grid starts
+FILES_PUT_TOGETHER = 1000  # as many files of one run take seconds to read
+FILE_OF_ONE_RUN = "[0-9a-f]" * 12 + ".parquet"
 
 
 class Store:
@@ -95,6 +101,26 @@ class Store:
         # The record last: whoever sees it also finds the curve.
         with write_atomically(self.folder / name) as temporary:
             pd.DataFrame([record], columns=COLUMNS).to_parquet(temporary, index=False)
+
+    def compact(self) -> None:
+        """Put the records and curves of many runs together, each in one file, which is read a hundred times sooner.
+
+        Fewer than :data:`FILES_PUT_TOGETHER` files stay as they are, and so do damaged ones. The new file is whole
+        before the others go, and a record that is in both counts once: it may be stopped, and others may write.
+        """
+        for folder in (self.folder, self.folder / "curves"):
+            stamps = {file: file.stat().st_mtime_ns for file in sorted(folder.glob(FILE_OF_ONE_RUN)) if file.is_file()}
+            if len(stamps) < FILES_PUT_TOGETHER:
+                continue
+            tables, read = merged(list(stamps), ["config_hash"])
+            if tables is None:
+                continue
+            with write_atomically(folder / f"together-{uuid4().hex[:12]}.parquet") as temporary:
+                pq.write_table(tables, temporary)
+            for file in read:
+                with suppress(FileNotFoundError):  # another process puts together, too
+                    if file.stat().st_mtime_ns == stamps[file]:
+                        file.unlink()
 
     def check_writable(self) -> None:
         """See that records can be written, before hours are spent on them.

@@ -1,5 +1,6 @@
 """Reading the store's tables: many small Parquet files, written by several processes, some of them damaged."""
 
+import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,9 +27,11 @@ def read_tables(folders: tuple[Path, ...], pattern: str, columns: list[str], nee
         needed: columns that a file of ours has.
     """
     # Dot files are records that another process is still writing.
-    files = [f for folder in folders for f in sorted(folder.glob(pattern)) if not f.name.startswith(".")]
-    with ThreadPoolExecutor() as pool:
-        found = list(pool.map(lambda file: _read(file, needed), files))
+    for _ in range(10):
+        files = [f for folder in folders for f in sorted(folder.glob(pattern)) if not f.name.startswith(".")]
+        found = _read_all(files, needed)
+        if all(isinstance(table, pa.Table) or os.path.lexists(file) for file, table in zip(files, found, strict=True)):
+            break  # else another process has put files together meanwhile
     tables = [table for table in found if isinstance(table, pa.Table)]
     refused = [f"{file} ({table})" for file, table in zip(files, found, strict=True) if isinstance(table, str)]
     if refused:
@@ -40,6 +43,22 @@ def read_tables(folders: tuple[Path, ...], pattern: str, columns: list[str], nee
     except pa.ArrowException:  # files whose columns have types that do not go together
         table = pd.concat([table.to_pandas() for table in tables], ignore_index=True)
     return table.reindex(columns=columns)
+
+
+def merged(files: list[Path], needed: list[str]) -> tuple[pa.Table | None, list[Path]]:
+    """The rows of those files that can be read as one table, and which these are; None where there is no such table."""
+    found = {
+        file: table for file, table in zip(files, _read_all(files, needed), strict=True) if isinstance(table, pa.Table)
+    }
+    try:
+        return pa.concat_tables(found.values(), promote_options="permissive"), list(found)
+    except pa.ArrowException:
+        return None, []
+
+
+def _read_all(files: list[Path], needed: list[str]) -> list[pa.Table | str]:
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda file: _read(file, needed), files))
 
 
 def _read(file: Path, needed: list[str]) -> pa.Table | str:

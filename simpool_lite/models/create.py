@@ -1,13 +1,14 @@
 """Make a model: a timm backbone by name, with a pooling by name."""
 
 import inspect
+import re
 
 import timm
 from torch import nn
 
-from ..checks import check_int, did_you_mean
+from ..checks import check_bool, check_int, check_number, did_you_mean
 from . import micro  # noqa: F401  (registers convnet_micro and vit_micro with timm)
-from .pooled import keep_class_token, replace_pooling
+from .pooled import change_pooling, keep_class_token
 from .weights import check_pretrained, timm_model
 
 
@@ -64,15 +65,16 @@ def create_model(
     num_classes = check_int("num_classes", num_classes, 0)
     if "in_chans" in timm_kwargs:
         timm_kwargs["in_chans"] = check_int("in_chans", timm_kwargs["in_chans"], 1)
-    for name, value in {"norm_first": norm_first, "max_logits": max_logits}.items():
-        if not isinstance(value, bool):
-            raise TypeError(f"{name}: expected True or False, got {value!r}")
-    if not isinstance(pool_kwargs, dict | None):
+    norm_first, max_logits = check_bool("norm_first", norm_first), check_bool("max_logits", max_logits)
+    for name, value in timm_kwargs.items():
+        if name.endswith("_rate") and value is not None and not 0 <= check_number(name, value, zero=True) < 1:
+            raise ValueError(f"{name}: expected a share from 0 to below 1, got {value!r}; 0.1 is usual")
+    if not isinstance(pool_kwargs, dict | None) or not all(isinstance(key, str) for key in pool_kwargs or {}):
         raise TypeError(f'pool_kwargs: expected a dict such as {{"gamma": 2.0}}, got {pool_kwargs!r}')
     if pool == "cls" and pool_kwargs:
         raise ValueError(f"pool_kwargs: pool 'cls' has no arguments, got {pool_kwargs!r}")
     img_size = _pixels(img_size)
-    _check_backbone(backbone)
+    check_backbone(backbone)
     check_pretrained(pretrained, backbone)
     needs_class_token = pool == "cls" or (pool_kwargs or {}).get("init") == "cls"
     has_choice = takes(backbone, "class_token")
@@ -84,7 +86,7 @@ def create_model(
     if pool == "cls":
         model = keep_class_token(model, backbone)
     else:
-        model = replace_pooling(model, pool, norm_first=norm_first, max_logits=max_logits, **pool_kwargs or {})
+        model = change_pooling(model, pool, norm_first, max_logits, pool_kwargs or {}, img_size)
     if has_choice:  # without `pretrained`, a loaded model finds here whether its trunk has one
         timm_kwargs["class_token"] = model.cls_token is not None
     model.create_config = {
@@ -109,7 +111,8 @@ def _pixels(img_size: object) -> int | tuple[int, int] | None:
     return None if img_size is None else check_int("img_size", img_size, 1)
 
 
-def _check_backbone(name: str) -> None:
+def check_backbone(name: str) -> None:
+    """Raise for what is no name of a model; the message has the nearest one."""
     if not isinstance(name, str):
         raise TypeError(f"backbone: expected the name of a timm model, got {type(name).__name__}")
     if ":" not in name and not timm.is_model(name.split(".")[0]):
@@ -123,10 +126,15 @@ def takes(backbone: str, argument: str) -> bool:
     With "class_token" it can be made without one (ViT, Eva; not Beit, DeiT distilled), with "dynamic_img_size" it can
     take images of any size.
     """
+    return argument in _arguments(backbone)
+
+
+def _arguments(backbone: str) -> list[str]:
+    """The arguments of timm's class of a backbone, as far as timm tells."""
     if ":" in backbone:
-        return False
+        return []
     cls = timm.model_entrypoint(backbone.split(".")[0]).__annotations__.get("return")
-    return isinstance(cls, type) and argument in inspect.signature(cls).parameters
+    return list(inspect.signature(cls).parameters) if isinstance(cls, type) else []
 
 
 def _check_patches(model: nn.Module, img_size: int | tuple[int, int] | None) -> None:
@@ -142,7 +150,17 @@ def _check_patches(model: nn.Module, img_size: int | tuple[int, int] | None) -> 
 def _timm_backbone(name: str, num_classes: int, pretrained: bool | str, img_size: object, kwargs: dict) -> nn.Module:
     if img_size is not None and _has_fixed_input(name):
         kwargs = kwargs | {"img_size": img_size}
-    return timm_model(name, pretrained, num_classes=num_classes, **kwargs)
+    try:
+        return timm_model(name, pretrained, num_classes=num_classes, **kwargs)
+    except Exception as error:
+        wrong = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if wrong and wrong[1] in kwargs and wrong[1] != "img_size":
+            known = [*inspect.signature(create_model).parameters, *_arguments(name)]
+            raise TypeError(
+                f"{wrong[1]}: expected an argument of create_model() or of timm's {name}, got "
+                f"{wrong[1]}={kwargs[wrong[1]]!r}{did_you_mean(wrong[1], known) or '; leave it out'}"
+            ) from error
+        raise
 
 
 def _class_token_backbone(

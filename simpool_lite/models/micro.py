@@ -102,6 +102,10 @@ class ConvStem(nn.Module):
         self.img_size, self.patch_size, self.grid_size = img_size, (8, 8), tuple(side // 8 for side in img_size)
         self.num_patches = self.grid_size[0] * self.grid_size[1]
 
+    def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
+        """What timm's ``forward_intermediates`` asks for: the grid of an image."""
+        return img_size[0] // 8, img_size[1] // 8
+
     def forward(self, x: Tensor) -> Tensor:
         if self.strict and x.shape[-2:] != self.img_size:
             raise ValueError(f"images: expected {self.img_size} pixels (img_size), got {tuple(x.shape[-2:])}")

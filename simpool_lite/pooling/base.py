@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..checks import check_choice, check_int, did_you_mean
+from ..checks import check_bool, check_choice, check_int, did_you_mean
 from .framework import Spec, generic_pool
 
 _POOLS: dict[str, type["Pool"]] = {}
@@ -218,13 +218,13 @@ def create_pool(name: str, dim: int, **kwargs) -> Pool:
 
     Raises:
         ValueError: the name is unknown, or an argument has a value the method does not accept.
-        TypeError: the method has no argument of that name.
+        TypeError: the method has no argument of that name, or a switch is not a bool.
 
     >>> import torch
     >>> create_pool("gap", 8)(torch.ones(2, 8, 5, 5)).shape
     torch.Size([2, 8])
     """
-    if name not in _POOLS:
+    if not isinstance(name, str) or name not in _POOLS:
         check_choice("name", name, [listed for listed in _POOLS if listed not in _UNLISTED])
     accepted = _arguments(name)
     for key in kwargs:
@@ -233,9 +233,12 @@ def create_pool(name: str, dim: int, **kwargs) -> Pool:
             ablation = next((f"; {other!r} has it" for other in _UNLISTED if key in _arguments(other)), "")
             hint = did_you_mean(key, accepted) or ablation
             raise TypeError(f"{key}: pool {name!r} does not have this argument; expected {expected}{hint}")
+        if accepted[key].annotation is bool:
+            check_bool(key, kwargs[key])
     return _POOLS[name](dim, **kwargs)
 
 
-def _arguments(name: str) -> list[str]:
+def _arguments(name: str) -> dict[str, inspect.Parameter]:
     """The arguments of a pool beside ``dim``."""
-    return [argument for argument in inspect.signature(_POOLS[name]).parameters if argument != "dim"]
+    arguments = inspect.signature(_POOLS[name]).parameters
+    return {argument: arguments[argument] for argument in arguments if argument != "dim"}

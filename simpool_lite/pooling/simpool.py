@@ -5,7 +5,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_choice, check_number
+from ..checks import check_bool, check_choice, check_number
 from .attend import average
 from .attention_pool import AttentionPool, Look, affine, by_heads, on_keys_side, own_slices
 from .base import check_heads, register_pool
@@ -79,8 +79,8 @@ class SimPool(AttentionPool):
         )
         self.gamma = None if gamma is None else check_number("gamma", gamma, above_zero=True)
         self.norm_patches = nn.LayerNorm(self.dim, eps=check_number("eps", eps, above_zero=True))
-        self.wq, self.wk = (nn.Linear(self.dim, self.dim, bias=qkv_bias) for _ in "qk")
-        self.beta = nn.Parameter(torch.zeros(1)) if use_beta and gamma is not None else None
+        self.wq, self.wk = (nn.Linear(self.dim, self.dim, bias=check_bool("qkv_bias", qkv_bias)) for _ in "qk")
+        self.beta = nn.Parameter(torch.zeros(1)) if check_bool("use_beta", use_beta) and gamma is not None else None
 
     # The method as the paper writes it, equations 12-17: read this. `pool_tokens` below gives the same, sooner.
 

@@ -257,3 +257,79 @@ def test_the_revision_is_asked_for_once(monkeypatch):
     store_module._git_revision.cache_clear()
     assert len({record(seed)["git_revision"] for seed in range(3)}) == 1
     assert len(calls) == 1
+
+
+def test_many_files_are_put_together_and_nothing_is_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "FILES_PUT_TOGETHER", 3)
+    store = Store(tmp_path)
+    for seed in range(4):
+        store.add(record(seed, top1=float(seed)), curve())
+    half(tmp_path / f"{config(3).hash()}.parquet")
+    with pytest.warns(UserWarning, match="files are not read"):
+        before, curves = store.records(), store.curves()
+        store.compact()
+        after = store.records()
+    pd.testing.assert_frame_equal(after, before)
+    order = ["config_hash", "epoch"]
+    pd.testing.assert_frame_equal(
+        store.curves().sort_values(order, ignore_index=True), curves.sort_values(order, ignore_index=True)
+    )
+    names = sorted(file.name for file in tmp_path.glob("*.parquet"))
+    assert len(names) == 2 and names[0] == f"{config(3).hash()}.parquet"  # what is damaged stays
+    store.add(record(3))
+    assert len(quietly(store)) == 4
+
+
+def test_few_files_stay(tmp_path):
+    store = Store(tmp_path)
+    store.add(record(), curve())
+    store.compact()
+    assert [file.name for file in tmp_path.glob("*.parquet")] == [f"{config().hash()}.parquet"]
+
+
+def test_a_reader_does_not_miss_what_is_put_together_meanwhile(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "FILES_PUT_TOGETHER", 2)
+    store, read = Store(tmp_path), tables._read_all
+    for seed in range(3):
+        store.add(record(seed))
+
+    def slowly(files, needed):
+        monkeypatch.setattr(tables, "_read_all", read)
+        store.compact()
+        return read(files, needed)
+
+    monkeypatch.setattr(tables, "_read_all", slowly)
+    assert len(quietly(store)) == 3
+
+
+def test_a_record_written_while_others_are_put_together_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "FILES_PUT_TOGETHER", 2)
+    store, merged = Store(tmp_path), store_module.merged
+    for seed in range(2):
+        store.add(failed(seed))
+
+    def meanwhile(*arguments):
+        found = merged(*arguments)
+        store.add(record(1, started="2026-02-02T00:00:00+00:00"))
+        return found
+
+    monkeypatch.setattr(store_module, "merged", meanwhile)
+    store.compact()
+    assert sorted(quietly(store).status) == ["failed", "ok"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "said"),
+    [
+        ({"backbone": "vit_mirco"}, ValueError, "^backbone: .*'vit_mirco'; did you mean 'vit_micro'"),
+        ({"pool": "simpol"}, ValueError, "^pool: .*'simpol'; did you mean 'simpool'"),
+        ({"dataset": "cifar1O"}, ValueError, "^dataset: .*'cifar1O'; did you mean 'cifar10'"),
+        ({"dataset": "folder", "data_root": "no/such/folder"}, FileNotFoundError, "^data_root: .*no/such/folder"),
+        ({"pol": "gap"}, TypeError, "^variants: .*'pol' in 'GAP'; did you mean 'pool'"),
+    ],
+)
+def test_what_would_fail_in_every_run_is_refused_at_once(tmp_path, fields, error, said):
+    grid = Grid("test", {"backbone": "vit_micro"}, {"GAP": {"pool": "gap"} | fields}, seeds=3)
+    with pytest.raises(error, match=said):
+        run(grid, Store(tmp_path), device="cpu", progress=False)
+    assert not list(tmp_path.iterdir())
