@@ -55,18 +55,7 @@ def box_accuracy(
     >>> box_accuracy(maps, [torch.tensor([[1, 2, 4, 5]])], 8)["max_box_acc"]
     {0.3: 100.0, 0.5: 100.0, 0.7: 100.0}
     """
-    check_choice("contours", contours, ("all", "largest"))
-    maps, size = check_finite("maps", maps), check_size(image_size)
-    boxes = _check_boxes(boxes, len(maps))
-    if not iou or not all(0 < x <= 1 for x in iou):
-        raise ValueError(f"iou: expected overlaps above 0 and up to 1, got {iou!r}")
-    right = np.zeros((len(iou), 255), dtype=int)
-    for scores, truth in zip(stretched(maps, size), boxes, strict=True):
-        constant = scores.min() == scores.max()
-        levels, found = (np.arange(255), NO_CONTOUR) if constant else contour_boxes(scores, contours)
-        best = np.zeros(255)
-        np.maximum.at(best, levels, _overlap_plus_one(found, truth.numpy()).max(1))
-        right += best >= np.array(iou)[:, None]
+    right = box_hits(maps, boxes, image_size, iou, contours).sum(1)
     percent = 100 * right[:, LEVELS] / len(maps)
     best = percent.argmax(1)
     return {
@@ -74,6 +63,34 @@ def box_accuracy(
         "max_box_acc": {x: float(row.max()) for x, row in zip(iou, percent, strict=True)},
         "threshold": {x: float(THRESHOLDS[at]) for x, at in zip(iou, best, strict=True)},
     }
+
+
+def box_hits(
+    maps: Tensor,
+    boxes: Sequence[Tensor],
+    image_size: int | tuple[int, int],
+    iou: Sequence[float] = (0.3, 0.5, 0.7),
+    contours: str = "all",
+) -> np.ndarray:
+    """Of each image and at each threshold, whether :func:`box_accuracy` counts it as right.
+
+    Args:
+        maps, boxes, image_size, iou, contours: as there.
+
+    Returns:
+        Bool (overlaps, images, 255): maps are cut as bytes, byte > level, with the levels 0 to 254.
+    """
+    check_choice("contours", contours, ("all", "largest"))
+    maps, size = check_finite("maps", maps), check_size(image_size)
+    boxes = _check_boxes(boxes, len(maps))
+    if not iou or not all(0 < x <= 1 for x in iou):
+        raise ValueError(f"iou: expected overlaps above 0 and up to 1, got {iou!r}")
+    best = np.zeros((len(maps), 255))
+    for row, scores, truth in zip(best, stretched(maps, size), boxes, strict=True):
+        constant = scores.min() == scores.max()
+        levels, found = (np.arange(255), NO_CONTOUR) if constant else contour_boxes(scores, contours)
+        np.maximum.at(row, levels, _overlap_plus_one(found, truth.numpy()).max(1))
+    return best >= np.array(iou)[:, None, None]
 
 
 def pointing_game(
