@@ -10,7 +10,7 @@ They are kept in the store beside the records, one row per network, step, method
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,7 @@ from ..measure import saliency
 from ..measure.attention import average_precision, object_positions
 from ..measure.batches import batches
 from ..measure.classification import evaluate_each
+from ..measure.decide import decide, errors_by_source
 from ..measure.localisation import box_hits, pointing_game
 from ..measure.maps import attention_maps
 from ..models import load_model
@@ -100,6 +101,23 @@ def baseline_measures(data: LabelledImages) -> pd.DataFrame:
     pixels = data.denormalize(images)
     rows = [row for name, method in BASELINES.items() for row in map_measures(name, method(pixels), masks, boxes)]
     return pd.DataFrame(rows).drop(columns="step")
+
+
+def decide_measure(
+    rows: pd.DataFrame, measure: str, baseline: str, margin: float, clusters: Sequence[int]
+) -> pd.DataFrame:
+    """One measure of every method against one: :func:`~..measure.decide.decide` with intervals over seeds and images.
+
+    Args:
+        rows: of :func:`measured` "maps", for one backbone; the column ``method`` names what is compared.
+        measure: one that has ``each``.
+        baseline: the method that the others are compared with.
+        margin: the smallest difference that would matter, in points.
+        clusters: (images,) which images belong together, such as the glyph they show.
+    """
+    rows = rows[rows.measure == measure].assign(variant=lambda table: table.method)
+    errors = errors_by_source(from_bytes(rows.each), rows.variant.tolist(), clusters, baseline)
+    return decide(rows, baseline, margin, "value", sequential=False, image_errors=errors["images"].to_dict())
 
 
 def map_measures(method: str, maps: Tensor, masks: Tensor, boxes: list[Tensor]) -> list[dict]:
