@@ -4,7 +4,7 @@ Three kinds of measurement, the column ``what``:
 
 - "maps": maps of every kind that a network has, on the first :data:`MAP_IMAGES` test images;
 - "sixths": the same while it learns, at each sixth of the training, on images of "val";
-- "backgrounds": accuracy on the test images whose background was taken away or exchanged.
+- "backgrounds": accuracy on the first :data:`BACKGROUND_IMAGES` of them, the background taken away or exchanged.
 
 They are kept in the store beside the records, one row per network, step, method and measure; ``record`` copies them.
 """
@@ -36,6 +36,7 @@ from .run import CURVE_IMAGES, load_split, train_and_measure
 from .store import MEASURE_COLUMNS, Store, make_record, pack
 
 MAP_IMAGES = 1024
+BACKGROUND_IMAGES = 2048
 SHOWN_IMAGES = 4  # whose maps are kept at each sixth
 OVERLAPS = (0.3, 0.5, 0.7)
 KINDS = {  # by what the network pools with: the name of each method, its kind of map
@@ -79,7 +80,7 @@ def measured(grid: Grid, store: Store, what: str, *, device: str = "auto", progr
     done = set(known.config_hash[known.what == what])
     runs = {config.hash(): (variant, config) for variant, config in grid.runs()}
     todo = {key: run for key, run in runs.items() if key not in done}
-    for variant, config in tqdm(todo.values(), what, unit="network", disable=not progress):
+    for variant, config in tqdm(todo.values(), what, unit="network", disable=not (progress and todo)):
         model, rows = None, []
         if what == "sixths":
             watch = _Watch(config, rows)
@@ -239,6 +240,7 @@ class _Watch:
 
 
 def _of_backgrounds(model: nn.Module, data: LabelledImages) -> list[dict]:
+    data = first_images(data, BACKGROUND_IMAGES)
     boxes = torch.cat(data.boxes)
     rows, device = [], next(model.parameters()).device
     for name, images in background_variants(data.images, data.masks, boxes, data.targets).items():
