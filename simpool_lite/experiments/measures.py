@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -96,11 +97,12 @@ def measured(grid: Grid, store: Store, what: str, *, device: str = "auto", progr
     return table.join(pd.DataFrame(labels, columns=["backbone", "variant", "seed", "status"]))
 
 
-def baseline_measures(data: LabelledImages) -> pd.DataFrame:
-    """The measures of "maps" for maps that know no network: columns ``method measure value each``."""
+def baseline_measures(data: LabelledImages, grid: tuple[int, int]) -> pd.DataFrame:
+    """The measures of "maps" for maps that know no network, on its grid: columns ``method measure value each``."""
     images, masks, boxes = _looked_at(data)
     pixels = data.denormalize(images)
-    rows = [row for name, method in BASELINES.items() for row in map_measures(name, method(pixels), masks, boxes)]
+    maps = {name: F.adaptive_avg_pool2d(method(pixels), grid) for name, method in BASELINES.items()}
+    rows = [row for name, of_method in maps.items() for row in map_measures(name, of_method, masks, boxes)]
     return pd.DataFrame(rows).drop(columns="step")
 
 

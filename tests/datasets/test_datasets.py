@@ -247,12 +247,12 @@ def test_options_change_what_they_say(digits):
 
 def test_a_photograph_that_gives_the_digit_away(digits):
     """Own photographs are as frequent as asked for, the others have any; digits and glyphs stay."""
-    plain = digits(num_images=3000, size=16, object_size=(8, 8))
-    for correlation in (0.5, 0.9, 1):
-        data = digits(num_images=3000, size=16, object_size=(8, 8), correlation=correlation)
+    plain = digits(num_images=600, size=16, object_size=(8, 8))
+    for correlation in (0.5, 1):
+        data = digits(num_images=600, size=16, object_size=(8, 8), correlation=correlation)
         own = data.photos == data.digits % 6
         expected = correlation + (1 - correlation) / 6
-        assert own.float().mean().item() == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / 3000))
+        assert own.float().mean().item() == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / 600))
         assert torch.equal(data.digits, plain.digits)
         assert torch.equal(data.glyphs, plain.glyphs)
         assert pickle.loads(pickle.dumps(data)).checksum == data.checksum

@@ -126,7 +126,7 @@ def test_record_copies_measures(filled, tmp_path, monkeypatch):
 
 def test_baselines(grid):
     _, config = next(grid.runs())
-    found = baseline_measures(load_split(config, "test"))
+    found = baseline_measures(load_split(config, "test"), (6, 6))
     share = found[(found.method == "uniform") & (found.measure == "mass")].value.item()
     assert set(found.method) == set(measures.BASELINES)
     assert 5 < share < 40
