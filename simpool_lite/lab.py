@@ -44,7 +44,14 @@ from .files import repository_root
 from .measure.attention import average_precision, evaluate_attention, object_positions, sharpness
 from .measure.classification import evaluate
 from .measure.costs import count_costs
-from .measure.decide import decide, detectable_difference, errors_by_source, in_sentences, runs_needed
+from .measure.decide import (
+    decide,
+    detectable_difference,
+    errors_by_source,
+    in_sentences,
+    level_per_comparison,
+    runs_needed,
+)
 from .measure.localisation import box_accuracy, box_hits, pointing_game, stretched
 from .measure.maps import attention_maps
 from .measure.stats import (
