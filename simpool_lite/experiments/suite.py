@@ -136,16 +136,6 @@ EXPERIMENTS = (
     Experiment(
         name="background",
         notebook="11",
-        question="what a transformer's accuracy owes to a background that gives the digit away",
-        kind="transformer",
-        variants=CLS | HEADLINE,
-        smoke=("CLS", "SimPool"),
-        images={"correlation": 0.9},
-        regimes=("once",),
-    ),
-    Experiment(
-        name="background",
-        notebook="11",
         question="what a ConvNet's accuracy owes to a background that gives the digit away",
         kind="convnet",
         variants=HEADLINE,
