@@ -37,7 +37,7 @@ from .run import CURVE_IMAGES, load_split, train_and_measure
 from .store import MEASURE_COLUMNS, Store, make_record, pack
 
 MAP_IMAGES = 1024
-BACKGROUND_IMAGES = 2048
+BACKGROUND_IMAGES = 512
 SHOWN_IMAGES = 4  # whose maps are kept at each sixth
 OVERLAPS = (0.3, 0.5, 0.7)
 KINDS = {  # by what the network pools with: the name of each method, its kind of map
