@@ -16,12 +16,14 @@ from . import (
     replace_pooling,
     save_model,
 )
+from .datasets.backgrounds import BACKGROUNDS, background_variants
 from .device import resolve_device
 from .experiments.budgets import BUDGETS
 from .experiments.config import RunConfig
 from .experiments.evidence import image_errors, judge
 from .experiments.grid import Grid, run, summary
 from .experiments.localising import localise
+from .experiments.measures import as_shares, baseline_measures, decide_measure, first_images, from_bytes, measured
 from .experiments.paper import paper_table, published
 from .experiments.run import load_split, train_and_measure, train_and_record
 from .experiments.store import COLUMNS, Store, open_store, recorded_results, unpack
@@ -48,7 +50,15 @@ from .files import repository_root
 from .measure.attention import average_precision, evaluate_attention, object_positions, sharpness
 from .measure.classification import evaluate
 from .measure.costs import count_costs
-from .measure.decide import decide, detectable_difference, errors_by_source, in_sentences, runs_needed
+from .measure.decide import (
+    decide,
+    detectable_difference,
+    errors_by_source,
+    in_sentences,
+    level_per_comparison,
+    runs_needed,
+)
+from .measure.localisation import box_accuracy, box_hits, pointing_game, stretched
 from .measure.maps import attention_maps
 from .measure.stats import (
     compare,

@@ -80,6 +80,9 @@ class PhotoDigits(PixelImages):
             default; for "odd" the largest that fits a quarter of the image and four fifths of it.
         distractors: Fragments per image; by default 4, for "odd" none.
         clutter: Contrast of the photograph about its mean colour: 1 as it is, 0 a flat colour; at most 4.
+        correlation: How far the photograph gives the digit away, 0 to 1: with this probability an image has its
+            digit's own photograph, the one of the number digit modulo 6; else, as by default, any. Above 0 the
+            photographs are not balanced: the first four are the own one of two digits each.
         size: Side of the images in pixels.
         cache_dir: Where the generated set is kept; default `simpool_lite` in the user's cache folder.
         mean, std: Normalisation; the training set's by default.
@@ -117,6 +120,7 @@ class PhotoDigits(PixelImages):
         object_size: tuple[float, float] | None = None,
         distractors: int | None = None,
         clutter: float = 1.0,
+        correlation: float = 0.0,
         size: int = 48,
         cache_dir: str | Path | None = None,
         mean: tuple[float, float, float] | None = None,
@@ -125,8 +129,8 @@ class PhotoDigits(PixelImages):
     ) -> None:
         if unknown:
             raise ValueError(
-                "options: expected without_val, num_images, seed, object_size, distractors, clutter, size, cache_dir; "
-                f"got {', '.join(unknown)}; check the spelling"
+                "options: expected without_val, num_images, seed, object_size, distractors, clutter, correlation, "
+                f"size, cache_dir; got {', '.join(unknown)}; check the spelling"
             )
         check_choice("split", split, SPLITS)
         check_choice("target", target, TARGETS)
@@ -137,9 +141,13 @@ class PhotoDigits(PixelImages):
         odd = target == "odd"
         if distractors is None:
             distractors = 0 if odd else 4
-        self.options = _Options(split, odd, without_val, num_images, seed, object_size, distractors, clutter, size)
+        self.options = _Options(
+            split, odd, without_val, num_images, seed, object_size, distractors, clutter, size, correlation
+        )
         folder = cache_folder() if cache_dir is None else Path(cache_dir).expanduser()
         description = {"generator": GENERATOR_VERSION, **dataclasses.asdict(self.options)}
+        if not self.options.correlation:
+            del description["correlation"]  # younger than the first caches, which stay good
         key = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
         arrays, self.checksum = cached_arrays(
             folder / f"photo-digits-{split}-{key}",
@@ -180,6 +188,7 @@ class _Options:
     distractors: int
     clutter: float
     size: int
+    correlation: float = 0.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.without_val, bool):
@@ -195,6 +204,9 @@ class _Options:
             )
         if isinstance(self.clutter, bool) or not isinstance(self.clutter, Real) or not 0 <= self.clutter <= 4:
             raise ValueError(f"clutter: expected a number from 0 to 4, got {self.clutter!r}; 1 is the photo as it is")
+        own = self.correlation
+        if isinstance(own, bool) or not isinstance(own, Real) or not 0 <= own <= 1:
+            raise ValueError(f"correlation: expected a number from 0 to 1, got {own!r}; 0 is any photograph")
         # A square of this side still fits with two pixels to spare when it is turned.
         turn = np.radians(ROTATION)
         greatest = int((self.cell - 2) / (np.cos(turn) + np.sin(turn)))
@@ -213,6 +225,7 @@ class _Options:
         # One spelling, so that (18, 32) and [18.0, 32.0] share a cache file.
         object.__setattr__(self, "object_size", (smaller, larger))
         object.__setattr__(self, "clutter", float(self.clutter))
+        object.__setattr__(self, "correlation", float(own))
 
     @property
     def objects(self) -> int:
@@ -289,6 +302,8 @@ def _draw(rng: np.random.Generator, options: _Options) -> dict[str, np.ndarray]:
     }  # fmt: skip
     if options.odd:
         shapes |= {"pair": (n,), "pair_glyph": (n, 2), "cell": (n, 4)}
+    if options.correlation:
+        shapes |= {"own": (n,)}
     return {name: rng.random(shape) for name, shape in shapes.items()}
 
 
@@ -317,6 +332,8 @@ def _generate(options: _Options) -> dict[str, np.ndarray]:
 
     digits = _balanced(draws["digit"], 10)
     photos = _balanced(draws["photo"], len(PHOTOS))
+    if options.correlation:
+        photos = np.where(draws["own"] < options.correlation, digits % len(PHOTOS), photos)
     glyphs = _choose_glyphs(draws, digits, _split_glyphs(source.target, options.split, options.without_val))
     used, drawn = np.unique(glyphs, return_inverse=True)
     drawn = drawn.reshape(glyphs.shape)  # positions in `used`

@@ -21,6 +21,7 @@ starts one process, whatever ``--num_processes`` says).
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -45,7 +46,12 @@ POINTS_OF_A_CURVE = 6  # at least
 
 
 def train_and_measure(
-    config: RunConfig, device: str = "auto", progress: bool = True, *, compile: bool = False
+    config: RunConfig,
+    device: str = "auto",
+    progress: bool = True,
+    *,
+    compile: bool = False,
+    observe: Callable[[nn.Module], object] | None = None,
 ) -> tuple[nn.Module, dict[str, float | int], pd.DataFrame]:
     """Train the model of a configuration from scratch and measure it, by default on the test split.
 
@@ -57,6 +63,7 @@ def train_and_measure(
         progress: show a bar over the epochs.
         compile: see :func:`simpool_lite.training.supervised.train`. Not a part of the configuration, as it changes no
             more than the rounding.
+        observe: called with the model at each point of the training curve; must not draw random numbers.
 
     Returns:
         The model, in evaluation mode; its measurements (see :mod:`simpool_lite.measure`) with ``correct`` (of each
@@ -70,6 +77,13 @@ def train_and_measure(
             not exist.
     """
     started = time.perf_counter()
+
+    def measure(model: nn.Module) -> dict[str, float]:
+        figures = evaluate(model, curve_data, accelerator.device, accelerator=accelerator)
+        if observe is not None:
+            observe(model)
+        return figures
+
     with accelerator_on(device) as accelerator:
         reset_peak_memory(accelerator.device)
         set_seed(config.seed)
@@ -84,7 +98,7 @@ def train_and_measure(
             learning_rate=config.learning_rate,
             weight_decay=config.weight_decay,
             seed=config.seed,
-            measure=lambda model: evaluate(model, curve_data, accelerator.device, accelerator=accelerator),
+            measure=measure,
             measurements=max(config.epochs, POINTS_OF_A_CURVE),
             compile=compile,
             progress=progress,

@@ -6,6 +6,7 @@
     store/<other name>.parquet      many rows: recorded results, or records put together by compact()
     store/curves/<hash>.parquet     the training curve, one row per epoch
     store/models/<hash>.safetensors the trained model, where it was asked for
+    store/measures/<hash>-*.parquet what was measured of the network besides (:mod:`.measures`)
 
 Every file is written whole or not at all, so a killed grid loses at most the run that was cut, and
 several processes may fill one store.
@@ -44,6 +45,7 @@ COLUMNS = (
 MEASURED = (
     "top1 loss attention_mass attention_ap attention_entropy parameters images_per_second peak_memory_mb seconds"
 ).split()
+MEASURE_COLUMNS = "config_hash what step method measure value each".split()
 CURVE_COLUMNS = "config_hash epoch step train_loss top1 loss attention_entropy logit_spread".split()
 
 
@@ -121,6 +123,22 @@ class Store:
                 with suppress(FileNotFoundError):  # another process puts together, too
                     if file.stat().st_mtime_ns == stamps[file]:
                         file.unlink()
+
+    def measures(self) -> pd.DataFrame:
+        """What was measured of networks besides their records: one row per network, method and measure.
+
+        The columns are those of :data:`MEASURE_COLUMNS`, see :mod:`simpool_lite.experiments.measures`.
+        """
+        keys = MEASURE_COLUMNS[:-2]
+        table = read_tables(self.folders, "measures/*.parquet", MEASURE_COLUMNS, keys)
+        return table.drop_duplicates(keys, ignore_index=True)
+
+    def add_measures(self, table: pd.DataFrame) -> None:
+        """Write what was measured of one network, ``what`` being the same in all rows."""
+        first = table.iloc[0]
+        remove_stale(self.folder / "measures")
+        with write_atomically(self.folder / "measures" / f"{first.config_hash}-{first.what}.parquet") as temporary:
+            table[MEASURE_COLUMNS].to_parquet(temporary, index=False)
 
     def check_writable(self) -> None:
         """See that records can be written, before hours are spent on them.
@@ -203,11 +221,13 @@ def record(experiment: str, store: Store) -> list[Path]:
     records = records[records.experiment == experiment].sort_values(["backbone", "trunk", "variant", "seed"])
     if records.empty:
         raise ValueError(f"experiment: expected one with runs in {store.folder}, got {experiment!r}")
-    curves, target, written = store.curves(), recorded_results(), []
+    curves, measures, target, written = store.curves(), store.measures(), recorded_results(), []
     for regime, of_regime in records.groupby("regime"):
         name = f"{experiment.removesuffix(f'-{regime}')}-{regime}.parquet"
         of_runs = curves[curves.config_hash.isin(of_regime.config_hash)].sort_values(["config_hash", "epoch"])
-        for place, table in ((target / "curves" / name, of_runs), (target / name, of_regime)):
+        measured = measures[measures.config_hash.isin(of_regime.config_hash)].sort_values(MEASURE_COLUMNS[:-2])
+        parts = {target / "curves" / name: of_runs, target / "measures" / name: measured, target / name: of_regime}
+        for place, table in parts.items():
             if len(table):
                 with write_atomically(place) as temporary:
                     table.to_parquet(temporary, index=False)

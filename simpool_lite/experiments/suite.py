@@ -152,6 +152,16 @@ EXPERIMENTS = (
         regimes=("once",),
     ),
     Experiment(
+        name="background",
+        notebook="11",
+        question="what a ConvNet's accuracy owes to a background that gives the digit away",
+        kind="convnet",
+        variants={"GAP": METHODS["GAP"], "SimPool": {}},
+        smoke=("GAP", "SimPool"),
+        images={"correlation": 0.9, "num_images": 32768},
+        regimes=("once",),
+    ),
+    Experiment(
         name="scene",
         notebook="05",
         question="the same ConvNets where the photograph is the answer: does the query follow the image?",

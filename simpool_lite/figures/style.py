@@ -18,8 +18,12 @@ COLOURS |= {"SE": _YELLOW, "CBAM": darker(_YELLOW, 0.35), "GE": darker(_YELLOW, 
 
 
 def colour_of(variant: str) -> tuple[float, ...]:
-    """The colour of a method in the whole course; what is not a method is a variant of SimPool and has SimPool's."""
-    return COLOURS.get(variant, COLOURS["SimPool"])
+    """The colour of a method in the whole course; what is not a method is a variant of SimPool and has SimPool's.
+
+    A map that another method draws of a network, such as "GAP + CAM", has the network's.
+    """
+    network = variant.removesuffix(" rollout").partition(" + ")[0]
+    return COLOURS.get(network, COLOURS["SimPool"])
 
 
 def use_course_style() -> None:

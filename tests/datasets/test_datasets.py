@@ -245,6 +245,28 @@ def test_options_change_what_they_say(digits):
     assert flat < plain < busy
 
 
+def test_a_photograph_that_gives_the_digit_away(digits):
+    """Own photographs are as frequent as asked for, the others have any; digits and glyphs stay."""
+    plain = digits(num_images=600, size=16, object_size=(8, 8))
+    for correlation in (0.5, 1):
+        data = digits(num_images=600, size=16, object_size=(8, 8), correlation=correlation)
+        own = data.photos == data.digits % 6
+        expected = correlation + (1 - correlation) / 6
+        assert own.float().mean().item() == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / 600))
+        assert torch.equal(data.digits, plain.digits)
+        assert torch.equal(data.glyphs, plain.glyphs)
+        assert pickle.loads(pickle.dumps(data)).checksum == data.checksum
+    rest = data.photos[~own].bincount(minlength=6)
+    assert rest.sum() == 0
+    assert digits(num_images=20, correlation=0).checksum == digits(num_images=20).checksum
+
+
+def test_caches_from_before_the_correlation_stay_good(digits, tmp_path):
+    digits()
+    (described,) = (json.loads(file.read_text()) for file in tmp_path.rglob("set.json"))
+    assert "correlation" not in json.dumps(described)
+
+
 def test_photo_target_is_on_the_same_images(digits):
     digit, photo = digits(), digits(target="photo")
     assert torch.equal(digit.images, photo.images)
@@ -520,6 +542,11 @@ def test_default_cache_follows_the_environment(tmp_path, monkeypatch):
         ({"clutter": -0.1}, "clutter"),
         ({"clutter": float("nan")}, "clutter"),
         ({"clutter": "busy"}, "clutter"),
+        ({"correlation": 1.1}, "correlation"),
+        ({"correlation": -0.1}, "correlation"),
+        ({"correlation": float("nan")}, "correlation"),
+        ({"correlation": True}, "correlation"),
+        ({"correlation": "digit"}, "correlation"),
         ({"size": "48"}, "size"),
         ({"size": 48, "image_size": 64}, "image_size"),
         ({"distracters": 2}, "distracters"),

@@ -11,7 +11,7 @@ from skimage.measure import find_contours
 from torch import Tensor
 
 from simpool_lite.measure.contours import contour_boxes
-from simpool_lite.measure.localisation import best_mean_iou, box_accuracy, corloc, pointing_game
+from simpool_lite.measure.localisation import best_mean_iou, box_accuracy, box_hits, corloc, pointing_game
 
 THRESHOLDS = np.arange(0, 1, 0.001)
 CORNERS = np.ones((3, 3))
@@ -265,3 +265,15 @@ def test_a_map_that_is_not_finite_is_named(value):
 def test_what_does_not_fit_is_said(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_hits_of_an_image_are_its_own_accuracy():
+    maps = torch.from_numpy(np.stack([smooth_map(seed, 6, (24, 24)) for seed in range(6)]))
+    boxes = [torch.tensor([[4.0, 4, 16, 18]]), torch.tensor([[0.0, 10, 12, 24], [12.0, 0, 24, 9]])] * 3
+    hits = box_hits(maps, boxes, 24, (0.3, 0.5))
+    assert hits.shape == (2, 6, 255)
+    for i in range(6):
+        alone = box_accuracy(maps[i : i + 1], boxes[i : i + 1], 24, (0.3, 0.5))["max_box_acc"]
+        assert [100.0 * of_overlap[i].any() for of_overlap in hits] == [alone[0.3], alone[0.5]]
+    best = box_accuracy(maps, boxes, 24, (0.3, 0.5))["max_box_acc"]
+    assert (100 * hits.mean(1).max(1)).tolist() == pytest.approx([best[0.3], best[0.5]])
