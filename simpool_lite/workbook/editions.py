@@ -60,7 +60,10 @@ def write_student(folder: Path, output: Path, names: Sequence[str] = ()) -> list
 
 
 class AnswerCells(Preprocessor):
-    """Puts one empty cell in the place of each solution, which may have several cells in a row."""
+    """Takes out the solutions, which may have several cells in a row.
+
+    An exercise that code can check has a cell for the answer already (tagged ``answer``); the others get one.
+    """
 
     def preprocess(self, node: NotebookNode, resources: dict) -> tuple[NotebookNode, dict]:
         node, cells = copy.deepcopy(node), []
@@ -166,7 +169,7 @@ def _parts(node: NotebookNode) -> Iterator[NotebookNode]:
                 part.id, part.source = f"{cell.id[:56]}-{number}", source
                 in_section = in_section or source.startswith("## ")
                 yield part
-        elif cell.cell_type == "code" and in_section and not tags & {"check", "solution", "parameters"}:
+        elif cell.cell_type == "code" and in_section and not tags & {"check", "solution", "answer", "parameters"}:
             rich = {mime for output in cell.outputs for mime in output.get("data", {})}
             if rich & {"text/html", "text/markdown", "text/latex"} or any(mime.startswith("image/") for mime in rich):
                 for number, output in enumerate(cell.outputs):  # so that each figure can have a slide

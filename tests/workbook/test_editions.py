@@ -55,12 +55,14 @@ def test_no_solution_is_handed_out(student, path):
     assert "Solutions are" not in text
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in theirs.cells)
     others = [(cell.id, cell.cell_type) for cell in ours.cells if "solution" not in cell.metadata.get("tags", [])]
-    kept = [(cell.id, cell.cell_type) for cell in theirs.cells if "answer" not in cell.metadata.get("tags", [])]
-    assert kept == others  # checks among them
-    for cell in theirs.cells:
-        if "answer" in cell.metadata.get("tags", []):
-            assert cell.source == "# Your answer" and "jupyter" not in cell.metadata
-            assert "solution" in next(c for c in ours.cells if c.id == cell.id).metadata.tags
+    added = [cell for cell in theirs.cells if cell.source == "# Your answer"]
+    kept = [(cell.id, cell.cell_type) for cell in theirs.cells if cell not in added]
+    assert kept == others  # checks and the cells for answers among them
+    for cell in added:
+        assert "jupyter" not in cell.metadata
+        assert "solution" in next(c for c in ours.cells if c.id == cell.id).metadata.tags
+    for before, cell in zip(theirs.cells, theirs.cells[1:], strict=False):
+        assert not {"answer"} <= {*before.metadata.get("tags", [])} & {*cell.metadata.get("tags", [])}  # one per question
 
 
 def test_every_link_of_the_exercise_sheets_leads_to_a_file(student):
