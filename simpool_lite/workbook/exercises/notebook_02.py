@@ -8,15 +8,9 @@ from torch import Tensor
 
 from ...pooling import Pool, Spec, create_pool, generic_pool
 from ...pooling.framework import cosine, dot, softmax
-from .exercise import Exercise, made_up, near, near_by_name
+from .exercise import Exercise, made_up, near
 
 _KMEANS = create_pool("kmeans", 12).spec()
-_SHARES = {  # of SimPool's parameters in all of a network's, in percent
-    "mobilenetv3_small_100": 21,
-    "efficientnet_b0": 38,
-    "swin_tiny_patch4_window7_224": 4,
-    "vit_base_patch16_224": 1,
-}
 
 
 def _compares_directions(spec: Spec) -> bool:
@@ -121,12 +115,5 @@ EXERCISES = {
         hint="Compare with X (X^T X + lambda I)^-1 1 on a few numbers: is the spec the same vector, is there a ridge, "
         "and is no map returned?",
         wrong=[_Average, _WithMap, _WithoutRidge, F.normalize],
-    ),
-    6: Exercise(
-        form="a dictionary: SimPool's share of all parameters in percent, by the network's name",
-        right=lambda shares: near_by_name(shares, _SHARES, 1),
-        hint="Count the parameters of the pooling and of the whole model, whose classifier has 1,000 classes; on the "
-        "meta device it takes no memory.",
-        wrong=[dict.fromkeys(_SHARES, 20), _SHARES | {"efficientnet_b0": 77}, {}, [21, 38, 4, 1]],
     ),
 }

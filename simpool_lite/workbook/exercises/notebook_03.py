@@ -34,8 +34,7 @@ EXERCISES = {
         ],
     ),
     2: Exercise(
-        form="a function of the values v = LN(x), (B, N, d), that returns z(gamma=1) - z(gamma=None), one number per "
-        "image",
+        form="a function of v = LN(x), (B, N, d), that returns z(gamma=1) - z(gamma=None), one number per image",
         right=_is_difference,
         hint="Write both formulas with gamma = 1 below each other. What is subtracted from the values in one of them, "
         "and is it added back? Mind the 1e-6.",
