@@ -163,8 +163,13 @@ def test_cells_that_are_marked_are_taken_as_marked(slides):
     assert only.h1 and only.h2 and "own_code" in only.get_text()
 
 
+def test_the_index_leads_to_the_slides(slides):
+    page = BeautifulSoup((slides / "index.html").read_text(encoding="utf-8"), "html.parser")
+    assert [(a["href"], a.string) for a in page.find_all("a")] == [("0-a.html", "Title"), ("1-b.html", "B")]
+
+
 def test_slides_load_nothing_and_links_lead_to_slides(slides):
-    for path in slides.iterdir():
+    for path in slides.glob("[01]-*.html"):
         page = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
         assert not page.find_all(["script", "iframe", "video"], src=True) and not page.find_all("link")
         assert all(image["src"].startswith("data:") for image in page.find_all("img"))
