@@ -51,7 +51,7 @@ def test_a_page_opens_with_its_answer_and_its_minutes(path):
     assert all(abs(a - b) <= 1 for a, b in zip(stated, counted, strict=True))
     assert abs(int(total) - sum(minutes.values())) <= 1 and int(total) <= MOST_MINUTES
     assert len(node.cells) <= MOST_CELLS
-    assert len({word for word in re.findall(r"glossary\.md#([a-z-]+)", prose(path))}) >= 3
+    assert len(set(re.findall(r"glossary\.md#([a-z-]+)", prose(path)))) >= 3
 
 
 @pytest.mark.parametrize("path", OPENED, ids=lambda path: path.stem)
