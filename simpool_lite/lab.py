@@ -73,3 +73,4 @@ from .measure.stats import (
 from .pooling import AblatedSimPool, Part, Pool, f_alpha, framework, register_pool
 from .pooling.attend import attend
 from .pooling.framework import cosine, dot, negative_distance, ones, softmax, split_heads
+from .workbook.exercises import check

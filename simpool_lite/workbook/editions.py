@@ -4,6 +4,7 @@ import copy
 import os
 import re
 from collections.abc import Iterator, Sequence
+from html import escape as html_escape
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -21,6 +22,29 @@ ANSWER = "# Your answer"
 # What the notebooks say above their exercises, and what is true of a sheet without solutions.
 _WITH_SOLUTIONS = "Solutions are in the folded cells below each question."
 _WITHOUT = "Write your answers into the cells below each question."
+
+_SLIDES_INDEX = """\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>Slides</title>
+<style>
+{style}
+</style>
+</head>
+<body class="page">
+<main>
+<h1>Slides</h1>
+<ol>
+{links}
+</ol>
+</main>
+</body>
+</html>
+"""
 
 # What fits on a slide, in lines of text, and what the parts of a cell take of it.
 _SLIDE_LINES = 17
@@ -60,7 +84,10 @@ def write_student(folder: Path, output: Path, names: Sequence[str] = ()) -> list
 
 
 class AnswerCells(Preprocessor):
-    """Puts one empty cell in the place of each solution, which may have several cells in a row."""
+    """Takes out the solutions, which may have several cells in a row.
+
+    An exercise that code can check has a cell for the answer already (tagged ``answer``); the others get one.
+    """
 
     def preprocess(self, node: NotebookNode, resources: dict) -> tuple[NotebookNode, dict]:
         node, cells = copy.deepcopy(node), []
@@ -91,9 +118,12 @@ def _relink(text: str, folder: Path, output: Path, chosen: list[Path], documents
 
 
 def write_slides(folder: Path, output: Path, names: Sequence[str] = ()) -> list[Path]:
-    """Write each notebook as slides in one HTML file, which loads nothing; arguments as for ``write_student``."""
+    """Write each notebook as slides in one HTML file, which loads nothing, and an index of them.
+
+    Arguments as for ``write_student``.
+    """
     chosen, reveal = select(folder, names), _reveal()
-    written = []
+    written, titles = [], []
     for path in chosen:
         node, _ = SlidesByHeadings(enabled=True)(read(path), {})
         exporter = _SlidesExporter(
@@ -108,7 +138,13 @@ def write_slides(folder: Path, output: Path, names: Sequence[str] = ()) -> list[
         localise(soup, path.parent, output, {p.resolve() for p in chosen})
         written.append(output / page_name(path))
         write_text(str(soup), written[-1])
-    return written
+        titles.append(page["title"])
+    links = "\n".join(
+        f'<li><a href="{page.name}">{html_escape(name)}</a></li>' for page, name in zip(written, titles, strict=True)
+    )
+    index = _SLIDES_INDEX.format(style=style(), links=links)
+    write_text(index, output / "index.html")
+    return [*written, output / "index.html"]
 
 
 def _reveal() -> dict[str, str]:
@@ -166,7 +202,7 @@ def _parts(node: NotebookNode) -> Iterator[NotebookNode]:
                 part.id, part.source = f"{cell.id[:56]}-{number}", source
                 in_section = in_section or source.startswith("## ")
                 yield part
-        elif cell.cell_type == "code" and in_section and not tags & {"check", "solution", "parameters"}:
+        elif cell.cell_type == "code" and in_section and not tags & {"check", "solution", "answer", "parameters"}:
             rich = {mime for output in cell.outputs for mime in output.get("data", {})}
             if rich & {"text/html", "text/markdown", "text/latex"} or any(mime.startswith("image/") for mime in rich):
                 for number, output in enumerate(cell.outputs):  # so that each figure can have a slide

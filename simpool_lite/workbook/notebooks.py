@@ -96,7 +96,7 @@ def title(node: NotebookNode) -> str | None:
 def reading_minutes(node: NotebookNode) -> dict[str, float]:
     """Return how long each section takes to read, in minutes: words / 200 + lines of code / 15.
 
-    The text before the first section goes by the notebook's title. Checks and solutions are not counted.
+    The text before the first section goes by the notebook's title. Checks, answers and solutions are not counted.
     """
     section, minutes = title(node) or "", {}
     for cell in node.cells:
@@ -105,7 +105,7 @@ def reading_minutes(node: NotebookNode) -> dict[str, float]:
                 if line.startswith("## "):
                     section = text_of_markdown(line[3:])
                 minutes[section] = minutes.get(section, 0) + len(line.split()) / 200
-        elif cell.cell_type == "code" and not {"check", "solution"} & {*cell.metadata.get("tags", [])}:
+        elif cell.cell_type == "code" and not {"check", "answer", "solution"} & {*cell.metadata.get("tags", [])}:
             lines = sum(not line.isspace() for line in cell.source.splitlines() if line)
             minutes[section] = minutes.get(section, 0) + lines / 15
     return minutes

@@ -135,7 +135,7 @@ class _Card:
 
 def _card(outcome: Outcome) -> _Card:
     node = outcome.node or read(outcome.source)
-    number = re.match(r"\d+", outcome.source.stem)
+    number = re.match(r"[A-Z]?\d+", outcome.source.stem)
     return _Card(
         href=page_name(outcome.source) if outcome.node else "",
         number=number[0] if number else "",

@@ -55,12 +55,15 @@ def test_no_solution_is_handed_out(student, path):
     assert "Solutions are" not in text
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in theirs.cells)
     others = [(cell.id, cell.cell_type) for cell in ours.cells if "solution" not in cell.metadata.get("tags", [])]
-    kept = [(cell.id, cell.cell_type) for cell in theirs.cells if "answer" not in cell.metadata.get("tags", [])]
-    assert kept == others  # checks among them
-    for cell in theirs.cells:
-        if "answer" in cell.metadata.get("tags", []):
-            assert cell.source == "# Your answer" and "jupyter" not in cell.metadata
-            assert "solution" in next(c for c in ours.cells if c.id == cell.id).metadata.tags
+    added = [cell for cell in theirs.cells if cell.source == "# Your answer"]
+    kept = [(cell.id, cell.cell_type) for cell in theirs.cells if cell not in added]
+    assert kept == others  # checks and the cells for answers among them
+    for cell in added:
+        assert "jupyter" not in cell.metadata
+        assert "solution" in next(c for c in ours.cells if c.id == cell.id).metadata.tags
+    for before, cell in zip(theirs.cells, theirs.cells[1:], strict=False):
+        twice = {*before.metadata.get("tags", [])} & {*cell.metadata.get("tags", [])}
+        assert "answer" not in twice  # one per question
 
 
 def test_every_link_of_the_exercise_sheets_leads_to_a_file(student):
@@ -160,8 +163,13 @@ def test_cells_that_are_marked_are_taken_as_marked(slides):
     assert only.h1 and only.h2 and "own_code" in only.get_text()
 
 
+def test_the_index_leads_to_the_slides(slides):
+    page = BeautifulSoup((slides / "index.html").read_text(encoding="utf-8"), "html.parser")
+    assert [(a["href"], a.string) for a in page.find_all("a")] == [("0-a.html", "Title"), ("1-b.html", "B")]
+
+
 def test_slides_load_nothing_and_links_lead_to_slides(slides):
-    for path in slides.iterdir():
+    for path in slides.glob("[01]-*.html"):
         page = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
         assert not page.find_all(["script", "iframe", "video"], src=True) and not page.find_all("link")
         assert all(image["src"].startswith("data:") for image in page.find_all("img"))
