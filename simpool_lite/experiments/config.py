@@ -23,6 +23,7 @@ class RunConfig:
         norm_first: a transformer's final norm comes before the pooling.
         model_options: further arguments of simpool_lite.create_model().
         pretrained: start from timm's weights.
+        start: fine-tune this file of save_model(), such as what `dino` writes; its classifier, if any, begins anew.
         dataset: a data set of simpool_lite.load_data().
         target: what to learn, for photo-digits only.
         data_options: further arguments of simpool_lite.load_data().
@@ -57,6 +58,7 @@ class RunConfig:
     regime: str = "epochs"
     measured_on: str = "test"
     trunk: dict | None = None
+    start: str | None = None
 
     def __post_init__(self) -> None:
         check_choice("regime", self.regime, REGIMES)
@@ -78,6 +80,8 @@ class RunConfig:
         values = asdict(self)
         if not self.model_options:
             del values["model_options"]  # younger than the first records, which keep their names
+        if self.start is None:
+            del values["start"]
         if self.protocol == 1:
             del values["regime"], values["measured_on"], values["trunk"]
         text = json.dumps(values | {"protocol": self.protocol}, sort_keys=True)

@@ -50,7 +50,8 @@ def test_a_run_on_a_folder(photographs, tmp_path, capsys, backbone, width, norm)
     assert set(files) == {"checkpoint.pt", "curve.csv", "model.safetensors"}
     said = capsys.readouterr().out
     assert "epoch 1, step 1, loss" in said and "model.safetensors" in said
-    assert list(pd.read_csv(tmp_path / "out" / "curve.csv")) == ["epoch", "step", "loss", "entropy", "kl", "spread"]
+    columns = ["epoch", "step", "loss", "entropy", "kl", "information", "spread"]
+    assert list(pd.read_csv(tmp_path / "out" / "curve.csv")) == columns
 
     model = load_model(tmp_path / "out" / "model.safetensors")
     assert model.pooling.gamma == 1.5
