@@ -1,12 +1,14 @@
-"""The small counterpart of the paper's Tables 3 to 6: networks pre-trained by DINO, beside supervised and untrained ones.
+"""The small counterpart of the paper's Tables 3 to 6: networks trained by DINO, beside supervised and untrained ones.
 
-The images are photo-digits of 32 pixels whose digit nearly fills them, without fragments of others. ``clutter`` says how
-much of the photograph there is behind it: at 0 a flat colour, at 1 the photograph. Labels are only looked at to measure,
-and to train the supervised twins.
+The images are photo-digits of 32 pixels whose digit nearly fills them, without fragments of others. ``clutter`` says
+how much of the photograph there is behind it: at 0 a flat colour, at 1 the photograph. Labels are only looked at to
+measure, and to train the supervised twins.
 """
 
+import hashlib
+import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -17,22 +19,24 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from ..datasets import LabelledImages, load_data
-from ..files import write_atomically
+from ..files import repository_root, write_atomically
 from ..measure.attention import map_figures
 from ..measure.discovery import dino_seg_boxes, lost_boxes
 from ..measure.knn import knn_accuracy
 from ..measure.localisation import box_accuracy, corloc
 from ..measure.retrieval import mean_average_precision
-from ..models import create_model, patch_features, save_model
+from ..models import create_model, load_model, patch_features, save_model
 from ..training.dino import pretrain
 from ..training.probes import probe
 from ..training.supervised import accelerator_on, train
 from .store import recorded_results
 
+FOLDER = "without-labels"  # of a store
 SIDE = 32
 IMAGES = {"size": SIDE, "object_size": (20, 24), "distractors": 0}
-BANK, QUERIES = 4096, 2048  # images that vote, or are ranked; images that are classified, or rank
-CROPS = {"global_size": 24, "local_size": 12, "local_crops": 2, "local_scale": (0.15, 0.4), "blur": 0.5}
+BANK, QUERIES = 4096, 1024  # images that vote, or are ranked; images that are classified
+RANKING, CUT = 256, 512  # of the queries: those that rank the bank, and those whose boxes are looked for
+CROPS = {"global_size": 24, "local_size": 12, "local_crops": 1, "local_scale": (0.15, 0.4), "blur": 0.5}
 HEAD = {"outputs": 256, "hidden": 256, "bottleneck": 64}
 NETWORKS: dict[str, dict] = {
     "GAP": {"backbone": "convnet_micro", "pool": "gap"},
@@ -43,10 +47,9 @@ NETWORKS: dict[str, dict] = {
     "ViT, SimPool": {"backbone": "vit_micro", "pool": "simpool"},
 }
 OPTIONS = {
-    "convnet_micro": {"width": 16},
+    "convnet_micro": {"width": 8},
     "vit_micro": {"depth": 2, "img_size": SIDE, "dynamic_img_size": True},
 }
-TRAININGS = ("none", "dino", "supervised")
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,9 @@ class Run:
     """One network of the experiment.
 
     Args:
-        network: one of :data:`NETWORKS`.
+        network: one of :data:`NETWORKS`, or "pixels" (with training "none"): no network, the images are the features.
         training: "none", "dino" or "supervised".
+        target: what the supervised twin learns, "digit" or "photo".
         seed: of the initialisation, the order of the images and the crops.
         clutter: how much of the photograph is behind the digit, 0 to 1.
         images: how many different ones to train on.
@@ -71,28 +75,29 @@ class Run:
 
     network: str
     training: str = "dino"
+    target: str = "photo"
     seed: int = 0
     clutter: float = 1.0
-    images: int = 16384
-    epochs: int = 4
-    batch_size: int = 128
+    images: int = 4096
+    epochs: int = 2
+    batch_size: int = 64
     learning_rate: float = 2e-3
-    momentum: float = 0.99
+    momentum: float = 0.95
     center_momentum: float = 0.9
     temperature: tuple[float, float] = (0.04, 0.04)
     smallest_crop: float = 0.4
     measured_on: str = "test"
 
-    def name(self) -> str:
-        """A file name that says all of it."""
-        values = (str(value).replace(" ", "") for value in asdict(self).values())
-        return "_".join(values).replace(",", "-").replace("(", "").replace(")", "")
+    def hash(self) -> str:
+        """Twelve hexadecimal digits that name this run."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
 
 
 @cache
-def images(split: str, count: int, clutter: float) -> LabelledImages:
+def images(split: str, count: int, clutter: float, target: str = "photo") -> LabelledImages:
     """Images of the experiment; "train" has none of the glyphs and photograph regions of "val"."""
-    return load_data("photo-digits", split, num_images=count, clutter=clutter, without_val=True, **IMAGES)
+    options = {"num_images": count, "clutter": clutter, "without_val": True, **IMAGES}
+    return load_data("photo-digits", split, target=target, **options)
 
 
 def make(run: Run, num_classes: int = 0) -> nn.Module:
@@ -109,7 +114,7 @@ def train_run(run: Run, device: str = "auto", progress: bool = True) -> tuple[nn
     """
     if run.training == "none":
         return make(run).eval(), []
-    data, val = images("train", run.images, run.clutter), images("val", 1024, run.clutter)
+    data, val = images("train", run.images, run.clutter, run.target), images("val", 1024, run.clutter)
 
     def neighbours(model: nn.Module) -> dict[str, float]:
         votes, asked = (features(model, part) for part in (images("train", 2048, run.clutter), val))
@@ -134,7 +139,13 @@ def train_run(run: Run, device: str = "auto", progress: bool = True) -> tuple[nn
         )
     with accelerator_on(device) as accelerator:
         model, curve, _ = train(
-            make(run, 10), data, accelerator, weight_decay=0.05, measure=lambda _: {}, description="labels", **settings
+            make(run, len(data.classes)),
+            data,
+            accelerator,
+            weight_decay=0.05,
+            measure=lambda _: {},
+            description="labels",
+            **settings,
         )
     model.reset_classifier(0)
     return model.eval(), curve
@@ -167,64 +178,104 @@ def _knn(votes: Tensor, bank: LabelledImages, asked: Tensor, queries: LabelledIm
 def measure_features(votes: Tensor, bank: LabelledImages, asked: Tensor, queries: LabelledImages) -> dict[str, float]:
     """k-NN, retrieval and linear probing of features ``(n, d)`` of the bank and ``(m, d)`` of the queries."""
     figures = _knn(votes, bank, asked, queries)
-    figures["map_digit"] = mean_average_precision(asked[:512], queries.digits[:512], votes, bank.digits)
     held_out = len(votes) // 4  # the rate is chosen on these
-    parts = (votes[held_out:], bank.digits[held_out:]), (votes[:held_out], bank.digits[:held_out])
-    parts = [(z[:, None], y) for z, y in (*parts, (asked, queries.digits))]
-    scores = probe(*parts, {"linear": {"pool": "gap"}}, seeds=1, epochs=10, progress=False)
-    return figures | {"linear_digit": float(scores.top1[0])}
+    for name in ("digit", "photo"):
+        of_bank, of_queries = getattr(bank, f"{name}s"), getattr(queries, f"{name}s")
+        ranked = asked[:RANKING], of_queries[:RANKING], votes, of_bank
+        figures[f"map_{name}"] = mean_average_precision(*ranked)
+        parts = (votes[held_out:], of_bank[held_out:]), (votes[:held_out], of_bank[:held_out]), (asked, of_queries)
+        parts = [(z[:, None], y) for z, y in parts]
+        scores = probe(*parts, {"linear": {"pool": "gap"}}, seeds=1, epochs=5, progress=False)
+        figures[f"linear_{name}"] = float(scores.top1[0])
+    return figures
 
 
 @torch.no_grad()
 def measure_maps(model: nn.Module, queries: LabelledImages) -> dict[str, float]:
     """Where a network looks (mass, AP, boxes) and what can be cut out (DINO-seg, LOST); without a map LOST alone."""
     model.eval()
-    boxes, first = queries.boxes, next(iter(batches(queries, 2)))
-    tokens = torch.cat([patch_features(model, batch)[0] for batch in batches(queries)])
-    grid = patch_features(model, first)[1]
-    centred = tokens - tokens.mean((0, 1))  # LOST wants products of both signs, and ReLUs leave only one
-    found = {"lost": corloc(lost_boxes(centred, grid, SIDE, k=max(1, len(tokens[0]) // 8)), boxes)}
+    pictures, boxes, masks = torch.cat(list(batches(queries)))[:CUT], queries.boxes[:CUT], queries.masks[:CUT]
+    tokens, grid = patch_features(model, pictures)
+    centred = tokens - tokens.mean((0, 1))  # LOST wants products of both signs, and behind a ReLU there is only one
+    found = {"lost": corloc(lost_boxes(centred, grid, SIDE, k=max(1, tokens.shape[1] // 8)), boxes)}
     if model.create_config["pool"] == "gap":  # the same weight everywhere
         return found
-    maps = torch.cat([model.attention(batch).mean(1) for batch in batches(queries)])
-    found |= map_figures(maps, queries.masks)
-    found["dino_seg"] = corloc(dino_seg_boxes(maps, SIDE), boxes)
+    maps = model.attention(pictures).mean(1)
+    found |= map_figures(maps, masks) | {"dino_seg": corloc(dino_seg_boxes(maps, SIDE), boxes)}
     return found | {"max_box_acc_v2": box_accuracy(maps, boxes, SIDE)["max_box_acc_v2"]}
 
 
-def measure(run: Run, model: nn.Module) -> dict[str, float]:
-    """All figures of a trained network, in percent; mass and AP from 0 to 1."""
+def measure(run: Run, model: nn.Module | None) -> dict[str, float]:
+    """All figures of a trained network, in percent; mass and AP from 0 to 1. Without a network, k-NN of the pixels."""
     bank, queries = images("train", BANK, run.clutter), images(run.measured_on, QUERIES, run.clutter)
+    if model is None:
+        return _knn(pixels(bank), bank, pixels(queries), queries)
     found = measure_features(features(model, bank), bank, features(model, queries), queries)
     return found | measure_maps(model, queries)
 
 
-def record_run(run: Run, folder: Path, keep_model: bool = False, device: str = "auto", progress: bool = True) -> dict:
-    """Train, measure and write ``<name>.parquet``, a curve beside it; what is there already is only read.
-
-    A run that collapses is recorded, too, with the reason.
-    """
-    path = folder / f"{run.name()}.parquet"
-    if path.is_file():
-        return pd.read_parquet(path).iloc[0].to_dict()
-    started = time.perf_counter()
-    row, curve = asdict(run) | {"temperature": str(run.temperature), "status": "ok", "reason": ""}, []
+def record_run(run: Run, folder: Path, device: str = "auto", progress: bool = True) -> None:
+    """Train, measure, and write the record, the curve and the network of a run; of a collapse the reason."""
+    started, curve = time.perf_counter(), []
+    row = {"run": run.hash(), **asdict(run), "temperature": str(run.temperature), "status": "ok", "reason": ""}
     try:
-        model, curve = train_run(run, device, progress)
+        model = None
+        if run.network != "pixels":
+            model, curve = train_run(run, device, progress)
+            save_model(model, model_path(run, folder))
         row |= measure(run, model)
-        if keep_model:
-            save_model(model, path.with_suffix(".safetensors"))
     except (RuntimeError, FloatingPointError) as error:
         row |= {"status": "failed", "reason": str(error)}
     row["seconds"] = time.perf_counter() - started
-    if curve:
-        with write_atomically(folder / "curves" / path.name) as temporary:
-            pd.DataFrame(curve).assign(run=run.name()).to_parquet(temporary, index=False)
-    with write_atomically(path) as temporary:
-        pd.DataFrame([row]).to_parquet(temporary, index=False)
-    return row
+    for place, rows in (("curves", curve), ("runs", [row])):  # the record last: whoever sees it finds the rest
+        if rows:
+            with write_atomically(folder / place / f"{run.hash()}.parquet") as temporary:
+                pd.DataFrame(rows).assign(run=run.hash()).to_parquet(temporary, index=False)
 
 
-def recorded(folder: Path | None = None) -> Path:
-    """The folder of the records: the reader's, or the one that ships with the repository."""
-    return folder or recorded_results() / "without-labels"
+def model_path(run: Run, folder: Path) -> Path:
+    """Where the network of a run is kept."""
+    return folder / "models" / f"{run.hash()}.safetensors"
+
+
+def run_all(
+    runs: Iterable[Run], store: str | Path | None = None, device: str = "auto", progress: bool = True
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The records of some runs and their curves; what neither the store nor the recorded results have is computed.
+
+    Args:
+        runs: which ones.
+        store: a folder of the reader's. With None the recorded results are read, and what they lack goes to ``runs/``.
+        device: "auto" is cuda, then mps, then cpu.
+        progress: show bars.
+
+    Returns:
+        One row per run, the fields of :class:`Run` and its figures, in the order of ``runs``; one per run and epoch.
+    """
+    own = Path(store or repository_root() / "runs") / FOLDER
+    folders = (own,) if store else (own, recorded_results() / FOLDER)
+    for run in runs:
+        if not _found(run, folders):
+            record_run(run, own, device, progress)
+    wanted = pd.Index([run.hash() for run in runs])
+    tables = [
+        pd.concat([pd.read_parquet(file) for folder in folders for file in sorted((folder / place).glob("*.parquet"))])
+        for place in ("runs", "curves")
+    ]
+    records, curves = (
+        table[table.run.isin(wanted)].drop_duplicates(["run", *key])
+        for table, key in zip(tables, ([], ["epoch"]), strict=True)
+    )
+    return records.set_index("run").loc[wanted].reset_index(names="run"), curves.reset_index(drop=True)
+
+
+def network_of(run: Run, store: str | Path | None = None) -> nn.Module:
+    """The trained network of a run that :func:`run_all` has computed or found."""
+    own = Path(store or repository_root() / "runs") / FOLDER
+    places = [model_path(run, folder) for folder in (own, recorded_results() / FOLDER)]
+    return load_model(next(path for path in places if path.is_file()))
+
+
+def _found(run: Run, folders: Iterable[Path]) -> bool:
+    files = (file for folder in folders for file in (folder / "runs").glob("*.parquet"))
+    return any(run.hash() in set(pd.read_parquet(file, columns=["run"]).run) for file in files)

@@ -35,7 +35,7 @@ from .supervised import accelerator_on
 FIGURES = ("loss", "entropy", "kl", "information", "spread")  # means over an epoch
 SMALLEST = {"information": 0.02, "spread": 1e-3}  # below one of them a run has collapsed
 # Arguments of pretrain() that a run may be resumed with other values of.
-FREE = ("model", "data", "device", "folder", "after_epoch", "workers", "progress")
+FREE = ("model", "data", "device", "folder", "after_epoch", "stop_if_collapsed", "workers", "progress")
 
 
 class ProjectionHead(nn.Module):
@@ -174,6 +174,7 @@ def pretrain(
     seed: int = 0,
     folder: str | Path | None = None,
     after_epoch: Callable[[nn.Module], dict[str, float]] | None = None,
+    stop_if_collapsed: bool = True,
     workers: int = 0,
     progress: bool = True,
 ) -> tuple[nn.Module, list[dict[str, float]]]:
@@ -206,6 +207,7 @@ def pretrain(
         seed: of the order of the images, the crops and the head.
         folder: of ``curve.csv`` and ``checkpoint.pt``, written after each epoch. The same call goes on from there.
         after_epoch: measures the teacher's backbone, the same on every process; its figures become part of the curve.
+        stop_if_collapsed: False to watch a collapse to its end.
         workers: processes that load images.
         progress: show a bar over the steps.
 
@@ -301,7 +303,7 @@ def pretrain(
                 "step": step + 1,
                 **dict(zip(FIGURES, figures, strict=True)),
             }
-            _check_health(row, len(criterion.center))
+            _check_health(row, outputs, stop_if_collapsed)
             for buffer in teacher.buffers():  # a batch norm's statistics differ from process to process
                 broadcast(buffer)
             if after_epoch is not None:
@@ -332,10 +334,10 @@ def _spread(features: Tensor) -> Tensor:
     return F.normalize(features, dim=1).var(0, correction=0).sum().sqrt()
 
 
-def _check_health(row: dict[str, float], outputs: int) -> None:
+def _check_health(row: dict[str, float], outputs: int, stop_if_collapsed: bool) -> None:
     if not math.isfinite(row["loss"]):
         raise FloatingPointError(f"the loss is {row['loss']} in epoch {row['epoch']}; lower the learning rate, or clip")
-    if any(row[name] < bound for name, bound in SMALLEST.items()):
+    if stop_if_collapsed and any(row[name] < bound for name, bound in SMALLEST.items()):
         raise RuntimeError(
             f"collapsed in epoch {row['epoch']}, the same for every image: information {row['information']:.2g}, "
             f"spread {row['spread']:.2g}, entropy {row['entropy']:.3g} of at most {math.log(outputs):.3g}; lower the "

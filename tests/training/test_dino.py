@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from simpool_lite import create_model, load_data
-from simpool_lite.training import dino
 from simpool_lite.training.crops import MultiCrop
 from simpool_lite.training.dino import DINOLoss, ProjectionHead, cosine, linear, pretrain
 
@@ -284,6 +283,27 @@ def test_features_that_are_all_the_same_end_the_run(data):
     assert curve[-1]["spread"] > 0.01
     with pytest.raises(FloatingPointError, match="the loss is nan in epoch"):
         run(tiny(), data, learning_rate=1e30, warmup=0.0, freeze_last_layer=0)
+
+
+BROKEN = {"no centring": {"center_momentum": 1.0}, "no sharpening": {"temperature": (1.0, 1.0)}}
+
+
+@pytest.mark.parametrize(("broken", "entropy"), [("no centring", 0), ("no sharpening", math.log(32))], ids=BROKEN)
+def test_a_loss_with_one_of_its_two_halves_collapses_and_the_run_ends(broken, entropy):
+    """Caron et al., 2021, section 5.3: without centring one output takes all, without sharpening each has its share.
+
+    Neither the divergence nor the features show it, both stay far from zero; a run with both halves has an information
+    of 0.4 nats and more here.
+    """
+    data = load_data("photo-digits", "train", num_images=256, size=32, object_size=(20, 24), distractors=0)
+    options = {"epochs": 2, "batch_size": 32, "learning_rate": 4e-3, "momentum": 0.9, "temperature": (0.04, 0.04)}
+    options |= {"freeze_last_layer": 0, "weight_decay": (0.04, 0.04), "warmup": 0.1, "final_learning_rate": 1e-6}
+    options |= {"head": {"outputs": 32, "hidden": 64, "bottleneck": 16}} | BROKEN[broken]
+    _, curve = run(tiny(None), data, stop_if_collapsed=False, **options)
+    assert curve[-1]["information"] < 0.01 and curve[-1]["entropy"] == pytest.approx(entropy, abs=0.1)
+    assert curve[-1]["kl"] > 0.003 and curve[-1]["spread"] > 0.5
+    with pytest.raises(RuntimeError, match=r"collapsed in epoch [12], the same for every image: information 0\.0"):
+        run(tiny(None), data, **options)
 
 
 def test_any_backbone_with_any_pooling(data):
