@@ -22,11 +22,11 @@ def test_features_without_information_give_the_background(labels):
 
 
 def test_the_grid_and_the_test_set_are_minded(labels):
-    """Features that name the class of their position; the test images are one class short of it, and shifted."""
+    """Features that name the class of their position: nothing is missed, until two positions of the test swap."""
     tokens = torch.eye(3)[labels[:, ::2, ::2].flatten(1)]
     known = tokens, labels
     exact = linear_segmentation(known, known, known, (2, 4), epochs=40, **QUIET)
-    assert 60 < exact < 100  # bilinear logits are soft at the borders of blocks
+    assert exact > 95
     wrong = tokens[:, [0, 1, 2, 6, 4, 5, 3, 7]], labels  # two of eight positions swapped
     assert linear_segmentation(known, known, wrong, (2, 4), epochs=40, **QUIET) < exact - 20
 
