@@ -298,6 +298,7 @@ def _dino(options: argparse.Namespace) -> int:
             "regime",
             "measured_on",
             "trunk",
+            "start",
         },
     )
     parser.add_argument("--output", metavar="DIR", help="folder to write (runs/dino-BACKBONE-POOL)")

@@ -22,6 +22,7 @@ class RunConfig:
         norm_first: a transformer's final norm comes before the pooling.
         model_options: further arguments of simpool_lite.create_model().
         pretrained: start from published weights, see simpool_lite.create_model().
+        start: fine-tune this file of save_model(), such as what `dino` writes; its classifier, if any, begins anew.
         dataset: a data set of simpool_lite.load_data().
         target: what to learn, for photo-digits only.
         data_options: further arguments of simpool_lite.load_data().
@@ -56,6 +57,7 @@ class RunConfig:
     regime: str = "once"
     measured_on: str = "test"
     trunk: dict | None = None
+    start: str | None = None
 
     def __post_init__(self) -> None:
         check_choice("regime", self.regime, REGIMES)
@@ -73,5 +75,7 @@ class RunConfig:
         values = asdict(self)
         if not self.model_options:
             del values["model_options"]  # younger than the first records, which keep their names
+        if self.start is None:
+            del values["start"]
         text = json.dumps(values | {"protocol": PROTOCOL}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -33,7 +33,7 @@ from ..datasets import LabelledImages, load_data
 from ..device import resolve_device
 from ..measure.attention import evaluate_attention
 from ..measure.classification import evaluate, evaluate_each
-from ..models import create_model, save_model
+from ..models import create_model, load_model, save_model
 from ..models.create import check_backbone
 from ..training.supervised import accelerator_on, train
 from .config import RunConfig
@@ -170,7 +170,18 @@ def train_and_record(
 
 
 def make_model(config: RunConfig, data: LabelledImages) -> nn.Module:
-    """The model of a run, for images and classes of ``data``."""
+    """The model of a run, for images and classes of ``data``.
+
+    Raises:
+        ValueError: the file to start from is of another backbone or pooling.
+    """
+    if config.start is not None:
+        model = load_model(config.start)
+        for name in ("backbone", "pool"):
+            if (theirs := model.create_config[name]) != (ours := getattr(config, name)):
+                raise ValueError(f"start: {config.start} has {name}={theirs!r}, got {ours!r}; pass what it has")
+        model.reset_classifier(len(data.classes))
+        return model
     return create_model(
         config.backbone,
         config.pool,

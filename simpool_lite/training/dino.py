@@ -32,10 +32,10 @@ from ..files import write_atomically
 from .crops import MultiCrop
 from .supervised import accelerator_on
 
-# Means over an epoch below which a run has collapsed.
-SMALLEST_SPREAD, SMALLEST_KL = 1e-3, 1e-4
+FIGURES = ("loss", "entropy", "kl", "information", "spread")  # means over an epoch
+SMALLEST = {"information": 0.02, "spread": 1e-3}  # below one of them a run has collapsed
 # Arguments of pretrain() that a run may be resumed with other values of.
-FREE = ("model", "data", "device", "folder", "after_epoch", "workers", "progress")
+FREE = ("model", "data", "device", "folder", "after_epoch", "stop_if_collapsed", "workers", "progress")
 
 
 class ProjectionHead(nn.Module):
@@ -108,14 +108,23 @@ class DINOLoss(nn.Module):
         self.register_buffer("center", torch.zeros(outputs))
 
     def forward(self, student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss, the teacher's entropy and their difference, KL, of outputs ``(V * B, K)`` and ``(2 * B, K)``."""
+        """The loss, the mean of q over the batch, and the mean of q's entropy.
+
+        Args:
+            student: outputs ``(V * B, K)``, large crops first.
+            teacher: outputs ``(2 * B, K)``.
+            temperature: T_t.
+
+        Returns:
+            Two scalars and, between them, ``(K,)``.
+        """
         count = len(teacher) // 2
         log_p = F.log_softmax(student / self.student_temperature, -1).unflatten(0, (-1, count))
         q = F.softmax((teacher - self.center) / temperature, -1).unflatten(0, (2, count))
         pairs = -torch.einsum("tbk,vbk->tv", q, log_p) / count
         loss = pairs[~torch.eye(*pairs.shape, dtype=torch.bool, device=pairs.device)].mean()
         entropy = torch.special.entr(q).sum(-1).mean()
-        return loss, entropy, loss.detach() - entropy
+        return loss, q.mean((0, 1)), entropy
 
     def update_center(self, mean_output: Tensor) -> None:
         """c moves by a tenth towards the teacher's mean output of a batch, ``(K,)`` (equation 4)."""
@@ -156,6 +165,7 @@ def pretrain(
     weight_decay: tuple[float, float] = (0.04, 0.4),
     clip: float | None = None,
     momentum: float = 0.996,
+    center_momentum: float = 0.9,
     temperature: tuple[float, float] = (0.04, 0.07),
     temperature_warmup: float = 0.3,
     freeze_last_layer: int = 1,
@@ -164,6 +174,7 @@ def pretrain(
     seed: int = 0,
     folder: str | Path | None = None,
     after_epoch: Callable[[nn.Module], dict[str, float]] | None = None,
+    stop_if_collapsed: bool = True,
     workers: int = 0,
     progress: bool = True,
 ) -> tuple[nn.Module, list[dict[str, float]]]:
@@ -187,6 +198,7 @@ def pretrain(
         weight_decay: at the start and at the end of a cosine; biases and norms have none.
         clip: largest norm of the gradient of one parameter tensor, None for no clipping.
         momentum: of the teacher at the start of its cosine to one. Small batches want more, such as 0.9995.
+        center_momentum: of the centre; one leaves it where it starts, at zero.
         temperature: the teacher's, at the start and at the end of its warm-up. The student's is 0.1.
         temperature_warmup: share of the epochs of that warm-up.
         freeze_last_layer: epochs in which the head's last layer stays as it is.
@@ -195,13 +207,17 @@ def pretrain(
         seed: of the order of the images, the crops and the head.
         folder: of ``curve.csv`` and ``checkpoint.pt``, written after each epoch. The same call goes on from there.
         after_epoch: measures the teacher's backbone, the same on every process; its figures become part of the curve.
+        stop_if_collapsed: False to watch a collapse to its end.
         workers: processes that load images.
         progress: show a bar over the steps.
 
     Returns:
-        The teacher's backbone in evaluation mode, and the curve, per epoch ``epoch step loss entropy kl spread`` and
-        the figures of ``after_epoch``. ``entropy`` is the teacher's, at most ln K; ``kl`` is what the loss has above
-        it; ``spread`` is that of the teacher's features: 0 if all images have the same, 1 if they point everywhere.
+        The teacher's backbone in evaluation mode, and the curve, per epoch ``epoch step loss entropy kl information
+        spread`` and the figures of ``after_epoch``. ``entropy`` is that of the teacher's outputs q, at most ln K;
+        ``kl`` is what the loss has above it. ``information`` is the entropy of the mean of q over a batch less
+        ``entropy``: what an output tells about which image it is of, in nats, at most ln K and ln B; it is 0 when all
+        images have the same output, whether one prototype takes all of it or each has its share. ``spread`` is that of
+        the teacher's features: 0 if all images have the same, 1 if they point everywhere.
 
     Raises:
         ValueError: the model gives logits, or the folder's checkpoint is of another call.
@@ -219,7 +235,8 @@ def pretrain(
         student = Network(model, ProjectionHead(_width(model, augment.global_size), **head or {}))
         student = student.to(accelerator.device, memory_format=torch.channels_last)
         teacher = copy.deepcopy(student).requires_grad_(False)
-        criterion = DINOLoss(student.head.last_layer.out_features).to(accelerator.device)
+        outputs = student.head.last_layer.out_features
+        criterion = DINOLoss(outputs, center_momentum=center_momentum).to(accelerator.device)
 
         order = torch.Generator()
         loader = DataLoader(
@@ -249,7 +266,7 @@ def pretrain(
             set_seed(1000 * seed + epoch, device_specific=True)
             order.manual_seed(1000 * seed + epoch)
             _set_modes(student, teacher)
-            sums = torch.zeros(4, device=accelerator.device)
+            sums = torch.zeros(len(FIGURES), device=accelerator.device)
             for step, (images, _) in enumerate(loader, epoch * len(loader)):
                 optimizer.param_groups[0]["weight_decay"] = cosine(*weight_decay, step, steps)
                 rate = linear(0.0, learning_rate, step, rising)
@@ -263,8 +280,9 @@ def pretrain(
                     teacher_out, features = teacher(views[:2])
                 student_out, _ = wrapped(views)
                 sharpness = linear(*temperature, epoch, round(temperature_warmup * epochs))
-                loss, entropy, kl = criterion(student_out, teacher_out.float(), sharpness)
+                loss, usage, entropy = criterion(student_out, teacher_out.float(), sharpness)
                 criterion.update_center(accelerator.reduce(teacher_out.float().mean(0), "mean"))
+                usage_entropy = torch.special.entr(accelerator.reduce(usage, "mean")).sum()
 
                 optimizer.zero_grad()
                 accelerator.backward(loss)
@@ -276,15 +294,16 @@ def pretrain(
                 optimizer.step()
                 average = get_ema_multi_avg_fn(cosine(momentum, 1.0, step, steps))
                 average(list(teacher.parameters()), list(student.parameters()), None)
-                sums += torch.stack([loss.detach(), entropy, kl, _spread(features.float())])
+                own = [loss.detach(), entropy, loss.detach() - entropy, usage_entropy - entropy]
+                sums += torch.stack([*own, _spread(features.float())])
                 bar.update()
             figures = (accelerator.reduce(sums, "mean") / len(loader)).tolist()
             row = {
                 "epoch": epoch + 1,
                 "step": step + 1,
-                **dict(zip(("loss", "entropy", "kl", "spread"), figures, strict=True)),
+                **dict(zip(FIGURES, figures, strict=True)),
             }
-            _check_health(row, len(criterion.center))
+            _check_health(row, outputs, stop_if_collapsed)
             for buffer in teacher.buffers():  # a batch norm's statistics differ from process to process
                 broadcast(buffer)
             if after_epoch is not None:
@@ -315,12 +334,12 @@ def _spread(features: Tensor) -> Tensor:
     return F.normalize(features, dim=1).var(0, correction=0).sum().sqrt()
 
 
-def _check_health(row: dict[str, float], outputs: int) -> None:
+def _check_health(row: dict[str, float], outputs: int, stop_if_collapsed: bool) -> None:
     if not math.isfinite(row["loss"]):
         raise FloatingPointError(f"the loss is {row['loss']} in epoch {row['epoch']}; lower the learning rate, or clip")
-    if row["kl"] < SMALLEST_KL or row["spread"] < SMALLEST_SPREAD:
+    if stop_if_collapsed and any(row[name] < bound for name, bound in SMALLEST.items()):
         raise RuntimeError(
-            f"collapsed in epoch {row['epoch']}, the same for every image: KL {row['kl']:.2g}, "
+            f"collapsed in epoch {row['epoch']}, the same for every image: information {row['information']:.2g}, "
             f"spread {row['spread']:.2g}, entropy {row['entropy']:.3g} of at most {math.log(outputs):.3g}; lower the "
             "teacher's temperature or the learning rate, raise the momentum, or freeze the last layer for longer"
         )

@@ -2,6 +2,9 @@
 
 import inspect
 import json
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,10 @@ from PIL import Image
 
 from simpool_lite import create_model, load_model
 from simpool_lite.__main__ import main
+from simpool_lite.experiments.config import RunConfig
+from simpool_lite.experiments.run import load_split, make_model, train_and_record
 from simpool_lite.files import repository_root
+from simpool_lite.models import save_model
 from simpool_lite.training.crops import MultiCrop
 from simpool_lite.training.dino import ProjectionHead, pretrain
 
@@ -50,7 +56,8 @@ def test_a_run_on_a_folder(photographs, tmp_path, capsys, backbone, width, norm)
     assert set(files) == {"checkpoint.pt", "curve.csv", "model.safetensors"}
     said = capsys.readouterr().out
     assert "epoch 1, step 1, loss" in said and "model.safetensors" in said
-    assert list(pd.read_csv(tmp_path / "out" / "curve.csv")) == ["epoch", "step", "loss", "entropy", "kl", "spread"]
+    columns = ["epoch", "step", "loss", "entropy", "kl", "information", "spread"]
+    assert list(pd.read_csv(tmp_path / "out" / "curve.csv")) == columns
 
     model = load_model(tmp_path / "out" / "model.safetensors")
     assert model.pooling.gamma == 1.5
@@ -66,6 +73,47 @@ def test_a_run_on_a_folder(photographs, tmp_path, capsys, backbone, width, norm)
     assert (tmp_path / "out" / "checkpoint.pt").stat().st_mtime_ns == files["checkpoint.pt"]
     assert main([*command, "--momentum", "0.9"]) == 2
     assert "is of a run with momentum=0.996, got 0.9" in capsys.readouterr().err
+
+
+def test_fine_tuning_starts_from_a_saved_backbone(tmp_path):
+    """The trunk and the pooling are the file's, the classifier is new and of the data's classes."""
+    torch.manual_seed(7)
+    backbone = create_model("convnet_micro", "simpool", 0, pool_kwargs={"gamma": 1.5}, norm_first=False, width=8)
+    path = tmp_path / "backbone.safetensors"
+    save_model(backbone, path)
+    config = RunConfig("convnet_micro", "simpool", start=str(path), target="photo", epochs=1, learning_rate=1e-3)
+    config = replace(config, data_options={"num_images": 64}, batch_size=16)
+    started = make_model(config, load_split(config, "train"))
+    for name, value in backbone.state_dict().items():
+        assert torch.equal(value, started.state_dict()[name])
+    assert started.get_classifier().weight.shape == (6, 32) and started.pooling.gamma == 1.5
+
+    record = train_and_record(config, tmp_path / "store", device="cpu", keep_model=True, progress=False)
+    assert record["status"] == "ok" and record["config_hash"] == config.hash()
+    tuned = load_model(tmp_path / "store" / "models" / f"{config.hash()}.safetensors")
+    before, after = (model.get_parameter("stem.conv.weight") for model in (backbone, tuned))
+    assert 0 < (after - before).abs().max() < 0.05 < before.abs().max()  # moved, from where it was
+
+    assert replace(config, start=None).hash() != config.hash()
+    with pytest.raises(ValueError, match=r"start: .* has pool='simpool', got 'gap'; pass what it has"):
+        make_model(replace(config, pool="gap"), load_split(config, "train"))
+
+
+@pytest.mark.slow
+def test_two_processes_pretrain_one_backbone(photographs, tmp_path):
+    """Launched by accelerate, over gloo: one curve, one backbone, and one process that speaks."""
+    launch = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0"
+    precision = "--mixed_precision no --dynamo_backend no --num_cpu_threads_per_process 1"
+    command = [sys.executable, "-m", *launch.split(), *precision.split(), "-m", "simpool_lite"]
+    backbone = ["dino", "--backbone", "convnet_micro", "--pool", "simpool", "--data-root", str(photographs)]
+    together = subprocess.run(
+        [*command, *backbone, "--output", str(tmp_path / "two"), *OPTIONS], capture_output=True, text=True, timeout=300
+    )
+    assert together.returncode == 0, together.stderr
+    assert together.stdout.count("epoch 1, step 1, loss") == 1
+    curve = pd.read_csv(tmp_path / "two" / "curve.csv")
+    assert curve.step.tolist() == [1] and np.isfinite(curve.to_numpy()).all()
+    assert load_model(tmp_path / "two" / "model.safetensors")(torch.zeros(1, 3, 32, 32)).shape == (1, 96)
 
 
 def test_wrong_use(tmp_path, capsys):

@@ -1,0 +1,281 @@
+"""The small counterpart of the paper's Tables 3 to 6: networks trained by DINO, beside supervised and untrained ones.
+
+The images are photo-digits of 32 pixels whose digit nearly fills them, without fragments of others. ``clutter`` says
+how much of the photograph there is behind it: at 0 a flat colour, at 1 the photograph. Labels are only looked at to
+measure, and to train the supervised twins.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+import torch
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+
+from ..datasets import LabelledImages, load_data
+from ..files import repository_root, write_atomically
+from ..measure.attention import map_figures
+from ..measure.discovery import dino_seg_boxes, lost_boxes
+from ..measure.knn import knn_accuracy
+from ..measure.localisation import box_accuracy, corloc
+from ..measure.retrieval import mean_average_precision
+from ..models import create_model, load_model, patch_features, save_model
+from ..training.dino import pretrain
+from ..training.probes import probe
+from ..training.supervised import accelerator_on, train
+from .store import recorded_results
+
+FOLDER = "without-labels"  # of a store
+SIDE = 32
+IMAGES = {"size": SIDE, "object_size": (20, 24), "distractors": 0}
+BANK, QUERIES = 4096, 1024  # images that vote, or are ranked; images that are classified
+RANKING, CUT = 256, 512  # of the queries: those that rank the bank, and those whose boxes are looked for
+CROPS = {"global_size": 24, "local_size": 12, "local_crops": 1, "local_scale": (0.15, 0.4), "blur": 0.5}
+HEAD = {"outputs": 256, "hidden": 256, "bottleneck": 64}
+NETWORKS: dict[str, dict] = {
+    "GAP": {"backbone": "convnet_micro", "pool": "gap"},
+    "SimPool": {"backbone": "convnet_micro", "pool": "simpool"},
+    "SimPool, gamma 2": {"backbone": "convnet_micro", "pool": "simpool", "pool_kwargs": {"gamma": 2.0}},
+    "ViT, CLS": {"backbone": "vit_micro", "pool": "cls"},
+    "ViT, GAP": {"backbone": "vit_micro", "pool": "gap"},
+    "ViT, SimPool": {"backbone": "vit_micro", "pool": "simpool"},
+}
+OPTIONS = {
+    "convnet_micro": {"width": 8},
+    "vit_micro": {"depth": 2, "img_size": SIDE, "dynamic_img_size": True},
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One network of the experiment.
+
+    Args:
+        network: one of :data:`NETWORKS`, or "pixels" (with training "none"): no network, the images are the features.
+        training: "none", "dino" or "supervised".
+        target: what the supervised twin learns, "digit" or "photo".
+        seed: of the initialisation, the order of the images and the crops.
+        clutter: how much of the photograph is behind the digit, 0 to 1.
+        images: how many different ones to train on.
+        epochs: passes over them.
+        batch_size: images per step.
+        learning_rate: after the warm-up; for the supervised twin the maximum of the cycle.
+        momentum: of the teacher at the start.
+        center_momentum: of the centre.
+        temperature: the teacher's, at the start and at the end of its warm-up.
+        smallest_crop: the least share of an image in a large crop.
+        measured_on: the split that the figures are of: "test", or "val" for choices.
+    """
+
+    network: str
+    training: str = "dino"
+    target: str = "photo"
+    seed: int = 0
+    clutter: float = 1.0
+    images: int = 4096
+    epochs: int = 2
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    momentum: float = 0.95
+    center_momentum: float = 0.9
+    temperature: tuple[float, float] = (0.04, 0.04)
+    smallest_crop: float = 0.4
+    measured_on: str = "test"
+
+    def hash(self) -> str:
+        """Twelve hexadecimal digits that name this run."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+
+
+@cache
+def images(split: str, count: int, clutter: float, target: str = "photo") -> LabelledImages:
+    """Images of the experiment; "train" has none of the glyphs and photograph regions of "val"."""
+    options = {"num_images": count, "clutter": clutter, "without_val": True, **IMAGES}
+    return load_data("photo-digits", split, target=target, **options)
+
+
+def make(run: Run, num_classes: int = 0) -> nn.Module:
+    """The untrained network of a run; the final norm comes after the pooling, as in the published DINO models."""
+    set_seed(run.seed)
+    network = NETWORKS[run.network]
+    return create_model(num_classes=num_classes, norm_first=False, **network, **OPTIONS[network["backbone"]])
+
+
+def train_run(run: Run, device: str = "auto", progress: bool = True) -> tuple[nn.Module, list[dict[str, float]]]:
+    """The network of a run after its training, without a classifier, and its curve.
+
+    The curve of DINO has k-NN on "val" after each epoch: ``knn_digit``, ``knn_photo``.
+    """
+    if run.training == "none":
+        return make(run).eval(), []
+    data, val = images("train", run.images, run.clutter, run.target), images("val", 1024, run.clutter)
+
+    def neighbours(model: nn.Module) -> dict[str, float]:
+        votes, asked = (features(model, part) for part in (images("train", 2048, run.clutter), val))
+        return _knn(votes, images("train", 2048, run.clutter), asked, val)
+
+    settings = {"epochs": run.epochs, "batch_size": run.batch_size, "learning_rate": run.learning_rate}
+    settings |= {"seed": run.seed, "progress": progress}
+    if run.training == "dino":
+        return pretrain(
+            make(run),
+            data,
+            device,
+            momentum=run.momentum,
+            center_momentum=run.center_momentum,
+            temperature=run.temperature,
+            weight_decay=(0.04, 0.04),
+            freeze_last_layer=0,
+            crops=CROPS | {"global_scale": (run.smallest_crop, 1.0)},
+            head=HEAD,
+            after_epoch=neighbours,
+            **settings,
+        )
+    with accelerator_on(device) as accelerator:
+        model, curve, _ = train(
+            make(run, len(data.classes)),
+            data,
+            accelerator,
+            weight_decay=0.05,
+            measure=lambda _: {},
+            description="labels",
+            **settings,
+        )
+    model.reset_classifier(0)
+    return model.eval(), curve
+
+
+@torch.no_grad()
+def features(model: nn.Module, data: LabelledImages) -> Tensor:
+    """Pooled features ``(n, d)``."""
+    model.eval()
+    return torch.cat([model(batch).cpu() for batch in batches(data)])
+
+
+def batches(data: LabelledImages, size: int = 256) -> Iterable[Tensor]:
+    """All images in order, ``(B, 3, H, W)``."""
+    return (data.__getitems__(list(range(at, min(at + size, len(data)))))[0] for at in range(0, len(data), size))
+
+
+def pixels(data: LabelledImages) -> Tensor:
+    """The images themselves as features ``(n, 3 * H * W)``."""
+    return torch.cat([batch.flatten(1) for batch in batches(data)])
+
+
+def _knn(votes: Tensor, bank: LabelledImages, asked: Tensor, queries: LabelledImages) -> dict[str, float]:
+    return {
+        f"knn_{name[:-1]}": knn_accuracy(votes, getattr(bank, name), asked, getattr(queries, name))
+        for name in ("digits", "photos")
+    }
+
+
+def measure_features(votes: Tensor, bank: LabelledImages, asked: Tensor, queries: LabelledImages) -> dict[str, float]:
+    """k-NN, retrieval and linear probing of features ``(n, d)`` of the bank and ``(m, d)`` of the queries."""
+    figures = _knn(votes, bank, asked, queries)
+    held_out = len(votes) // 4  # the rate is chosen on these
+    for name in ("digit", "photo"):
+        of_bank, of_queries = getattr(bank, f"{name}s"), getattr(queries, f"{name}s")
+        ranked = asked[:RANKING], of_queries[:RANKING], votes, of_bank
+        figures[f"map_{name}"] = mean_average_precision(*ranked)
+        parts = (votes[held_out:], of_bank[held_out:]), (votes[:held_out], of_bank[:held_out]), (asked, of_queries)
+        parts = [(z[:, None], y) for z, y in parts]
+        scores = probe(*parts, {"linear": {"pool": "gap"}}, seeds=1, epochs=5, progress=False)
+        figures[f"linear_{name}"] = float(scores.top1[0])
+    return figures
+
+
+@torch.no_grad()
+def measure_maps(model: nn.Module, queries: LabelledImages) -> dict[str, float]:
+    """Where a network looks (mass, AP, boxes) and what can be cut out (DINO-seg, LOST); without a map LOST alone."""
+    model.eval()
+    pictures, boxes, masks = torch.cat(list(batches(queries)))[:CUT], queries.boxes[:CUT], queries.masks[:CUT]
+    tokens, grid = patch_features(model, pictures)
+    centred = tokens - tokens.mean((0, 1))  # LOST wants products of both signs, and behind a ReLU there is only one
+    found = {"lost": corloc(lost_boxes(centred, grid, SIDE, k=max(1, tokens.shape[1] // 8)), boxes)}
+    if model.create_config["pool"] == "gap":  # the same weight everywhere
+        return found
+    maps = model.attention(pictures).mean(1)
+    found |= map_figures(maps, masks) | {"dino_seg": corloc(dino_seg_boxes(maps, SIDE), boxes)}
+    return found | {"max_box_acc_v2": box_accuracy(maps, boxes, SIDE)["max_box_acc_v2"]}
+
+
+def measure(run: Run, model: nn.Module | None) -> dict[str, float]:
+    """All figures of a trained network, in percent; mass and AP from 0 to 1. Without a network, k-NN of the pixels."""
+    bank, queries = images("train", BANK, run.clutter), images(run.measured_on, QUERIES, run.clutter)
+    if model is None:
+        return _knn(pixels(bank), bank, pixels(queries), queries)
+    found = measure_features(features(model, bank), bank, features(model, queries), queries)
+    return found | measure_maps(model, queries)
+
+
+def record_run(run: Run, folder: Path, device: str = "auto", progress: bool = True) -> None:
+    """Train, measure, and write the record, the curve and the network of a run; of a collapse the reason."""
+    started, curve = time.perf_counter(), []
+    row = {"run": run.hash(), **asdict(run), "temperature": str(run.temperature), "status": "ok", "reason": ""}
+    try:
+        model = None
+        if run.network != "pixels":
+            model, curve = train_run(run, device, progress)
+            save_model(model, model_path(run, folder))
+        row |= measure(run, model)
+    except (RuntimeError, FloatingPointError) as error:
+        row |= {"status": "failed", "reason": str(error)}
+    row["seconds"] = time.perf_counter() - started
+    for place, rows in (("curves", curve), ("runs", [row])):  # the record last: whoever sees it finds the rest
+        if rows:
+            with write_atomically(folder / place / f"{run.hash()}.parquet") as temporary:
+                pd.DataFrame(rows).assign(run=run.hash()).to_parquet(temporary, index=False)
+
+
+def model_path(run: Run, folder: Path) -> Path:
+    """Where the network of a run is kept."""
+    return folder / "models" / f"{run.hash()}.safetensors"
+
+
+def run_all(
+    runs: Iterable[Run], store: str | Path | None = None, device: str = "auto", progress: bool = True
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The records of some runs and their curves; what neither the store nor the recorded results have is computed.
+
+    Args:
+        runs: which ones.
+        store: a folder of the reader's. With None the recorded results are read, and what they lack goes to ``runs/``.
+        device: "auto" is cuda, then mps, then cpu.
+        progress: show bars.
+
+    Returns:
+        One row per run, the fields of :class:`Run` and its figures, in the order of ``runs``; one per run and epoch.
+    """
+    own = Path(store or repository_root() / "runs") / FOLDER
+    folders = (own,) if store else (own, recorded_results() / FOLDER)
+    for run in runs:
+        if not _found(run, folders):
+            record_run(run, own, device, progress)
+    wanted = pd.Index([run.hash() for run in runs])
+    tables = [
+        pd.concat([pd.read_parquet(file) for folder in folders for file in sorted((folder / place).glob("*.parquet"))])
+        for place in ("runs", "curves")
+    ]
+    records, curves = (
+        table[table.run.isin(wanted)].drop_duplicates(["run", *key])
+        for table, key in zip(tables, ([], ["epoch"]), strict=True)
+    )
+    return records.set_index("run").loc[wanted].reset_index(names="run"), curves.reset_index(drop=True)
+
+
+def network_of(run: Run, store: str | Path | None = None) -> nn.Module:
+    """The trained network of a run that :func:`run_all` has computed or found."""
+    own = Path(store or repository_root() / "runs") / FOLDER
+    places = [model_path(run, folder) for folder in (own, recorded_results() / FOLDER)]
+    return load_model(next(path for path in places if path.is_file()))
+
+
+def _found(run: Run, folders: Iterable[Path]) -> bool:
+    files = (file for folder in folders for file in (folder / "runs").glob("*.parquet"))
+    return any(run.hash() in set(pd.read_parquet(file, columns=["run"]).run) for file in files)
