@@ -19,7 +19,7 @@ from . import (
 from .device import resolve_device
 from .experiments.budgets import BUDGETS
 from .experiments.config import RunConfig
-from .experiments.evidence import image_errors, judge
+from .experiments.evidence import image_errors, judge, recorded_runs
 from .experiments.grid import Grid, run, summary
 from .experiments.paper import paper_table, published
 from .experiments.run import load_split, train_and_measure, train_and_record
@@ -53,6 +53,7 @@ from .measure.stats import (
     told_apart,
     trend,
 )
+from .models.pooled import patch_features
 from .pooling import AblatedSimPool, Part, Pool, f_alpha, framework, register_pool
 from .pooling.attend import attend
 from .pooling.framework import cosine, dot, negative_distance, ones, softmax, split_heads
