@@ -20,7 +20,7 @@ from .datasets.backgrounds import BACKGROUNDS, background_variants
 from .device import resolve_device
 from .experiments.budgets import BUDGETS
 from .experiments.config import RunConfig
-from .experiments.evidence import image_errors, judge
+from .experiments.evidence import image_errors, judge, recorded_runs
 from .experiments.grid import Grid, run, summary
 from .experiments.localising import localise
 from .experiments.measures import as_shares, baseline_measures, decide_measure, first_images, from_bytes, measured
@@ -70,6 +70,7 @@ from .measure.stats import (
     told_apart,
     trend,
 )
+from .models.pooled import patch_features
 from .pooling import AblatedSimPool, Part, Pool, f_alpha, framework, register_pool
 from .pooling.attend import attend
 from .pooling.framework import cosine, dot, negative_distance, ones, softmax, split_heads

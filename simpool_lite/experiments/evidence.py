@@ -1,13 +1,30 @@
-"""What the records say beyond their tables: how much a difference owes to the choice of test images."""
+"""What the records of a grid say: those that there are, verdicts on them, what a difference owes to the test images."""
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 
 from ..measure.decide import decide, errors_by_source
 from .config import RunConfig
+from .grid import Grid
 from .run import load_split
-from .store import unpack
+from .store import Store, unpack
+
+MOST_SEEDS = 100  # looked for
+
+
+def recorded_runs(grid: Grid, store: Store) -> pd.DataFrame:
+    """What a store has of a grid and of further seeds of it, in the grid's order. Nothing is computed.
+
+    Args:
+        grid: its ``seeds`` do not matter.
+        store: where the records are.
+    """
+    names = {config.hash(): variant for variant, config in replace(grid, seeds=MOST_SEEDS).runs()}
+    records = store.records().set_index("config_hash", drop=False)
+    found = records.loc[[key for key in names if key in records.index]].reset_index(drop=True)
+    return found.assign(experiment=grid.experiment, variant=found.config_hash.map(names))
 
 
 def image_errors(runs: pd.DataFrame, baseline: str) -> dict[str, float]:
