@@ -83,33 +83,11 @@ METHODS = {
     "SimPool": {"pool": "simpool"},
 }
 CLS = {"CLS": {"pool": "cls"}}
-# Attentive probes but for the two whose positions talk to each other (abmilp, dinovit): they cost fifty times as much.
-PROBES = {
-    "GAP": {"pool": "gap"},  # the linear probe
-    "SimPool": {"pool": "simpool"},
-    "eSimPool": {"pool": "esimpool"},
-    "EP": {"pool": "ep"},
-    "AIM": {"pool": "aim"},
-    "CAE": {"pool": "cae"},
-    "CLIP": {"pool": "clip", "pool_kwargs": {"feat_size": 8}},
-    "CoCa": {"pool": "coca"},
-    "DOLG": {"pool": "dolg"},
-    "JEPA": {"pool": "jepa"},
-    "SigLIP": {"pool": "siglip"},
-}
-EP_TRADE = {
-    f"EP {queries}, {width}": {"pool": "ep", "pool_kwargs": {"num_queries": queries, "d_out": d_out}}
-    for queries, width, d_out in ((1, "d", 1), (8, "d", 1), (1, "d/4", 4), (8, "d/4", 4))
-}
 UNIVERSAL = {name: METHODS[name] for name in ("GAP", "max", "GeM", "SimPool")}
 
 CONDITIONS = {
     "default": {},
     "small digit": {"images": {"object_size": (9, 13)}},
-    "large digit": {"images": {"object_size": (22, 30)}},
-    "no fragments": {"images": {"distractors": 0}},
-    "8 fragments": {"images": {"distractors": 8}},
-    "photo": {"changes": {"target": "photo"}},
 }
 LEFT_OF_TABLE_10 = {"table": "10", "setting": ("gamma 2", "gamma 2, layers or iterations uncertain")}
 SUBSETS = ["".join(letters) for size in range(4) for letters in combinations("qkv", size)]
@@ -121,11 +99,6 @@ def _simpool(**pool_kwargs: object) -> dict:
 
 def _ablated(**pool_kwargs: object) -> dict:
     return {"pool": "ablated_simpool", "pool_kwargs": pool_kwargs}
-
-
-def _vectors(k: int) -> dict[str, dict]:
-    several = _ablated(init="kmeans", k=k, reduce="concat")
-    return {f"k = {k}, max": several | {"model_options": {"max_logits": True}}, f"k = {k}, concat": several}
 
 
 STARTS = {"SimPool": {}} | {f"U0 {start}": _ablated(init=start) for start in ("max", "energy", "learned", "random")}
@@ -194,7 +167,7 @@ EXPERIMENTS = (
         Experiment(
             name="who-wins-where",
             notebook="04",
-            question="whether the best pooling depends on the size of the object, the clutter and the task",
+            question="whether the best pooling depends on the size of the object and on the task",
             kind="any",
             variants=UNIVERSAL,
             smoke=("GAP", "SimPool"),
@@ -215,16 +188,6 @@ EXPERIMENTS = (
         regimes=("head", "once"),
     ),
     Experiment(
-        name="init",
-        notebook="05",
-        question="where the query of a transformer starts",
-        kind="transformer",
-        variants=STARTS,
-        smoke=("SimPool", "U0 learned"),
-        trunks=("SimPool",),
-        paper=LEFT_OF_TABLE_10,
-    ),
-    Experiment(
         name="init-scene",
         notebook="05",
         question="where the query starts if the photograph is the answer",
@@ -233,18 +196,6 @@ EXPERIMENTS = (
         smoke=("SimPool", "U0 learned"),
         trunks=("GAP",),
         changes={"target": "photo"},
-    ),
-    Experiment(
-        name="iterations",
-        notebook="05",
-        question="how many steps the attention takes, with shared parameters (iterations) or their own (layers)",
-        kind="any",
-        variants={"SimPool": {}}
-        | {f"{T} iterations": _ablated(T=T) for T in (3, 5)}
-        | {f"{T} layers": _ablated(T=T, separate=True) for T in (3, 5)},
-        smoke=("SimPool", "3 iterations"),
-        trunks=("GAP",),
-        paper=LEFT_OF_TABLE_10,
     ),
     Experiment(
         name="layernorm",
@@ -325,27 +276,6 @@ EXPERIMENTS = (
         smoke=("SimPool", "sparsemax", "GAP"),
         trunks=("GAP",),
         paper=LEFT_OF_TABLE_10,
-    ),
-    Experiment(
-        name="vectors",
-        notebook="08",
-        question="k queries from k-means, joined by concatenation or by the maximum of the logits",
-        kind="any",
-        variants={"SimPool": {}} | _vectors(2) | _vectors(5),
-        smoke=("SimPool", "k = 2, max"),
-        trunks=("GAP",),
-        paper=LEFT_OF_TABLE_10,
-    ),
-    Experiment(
-        name="probing",
-        notebook="14",
-        question="which attentive probe gets most out of frozen features",
-        kind="convnet",
-        variants=PROBES | EP_TRADE,
-        smoke=("GAP", "SimPool", "EP"),
-        baseline="GAP",
-        regimes=("head",),
-        trunks=("GAP", "SimPool"),
     ),
 )
 
