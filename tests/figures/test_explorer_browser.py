@@ -137,7 +137,8 @@ def driver(tmp_path_factory) -> Iterator[webdriver.Chrome]:
     ):  # fmt: skip
         options.add_argument(option)
     driver = webdriver.Chrome(options=options, service=Service(DRIVER))  # a path, so that nothing is looked up
-    driver.command_executor.client_config.timeout = PATIENCE  # for one answer of the driver; by default 120 s
+    driver.set_script_timeout(PATIENCE)  # by default 30 s, and while a page loads it answers nobody
+    driver.command_executor.client_config.timeout = 2 * PATIENCE  # for one answer of the driver; by default 120 s
     yield driver
     driver.quit()
 
