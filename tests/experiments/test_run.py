@@ -149,7 +149,7 @@ def test_hash_names_the_whole_configuration():
     other = {"backbone": "b", "pool": "p", "pool_kwargs": {"k": 1}, "norm_first": False, "pretrained": True}
     other |= {"model_options": {"drop_rate": 0.1}}
     other |= {"dataset": "d", "target": "photo", "data_options": {}, "data_root": "r", "seed": 5, "epochs": 3}
-    other |= {"batch_size": 1, "learning_rate": 1.0, "weight_decay": 1.0}
+    other |= {"batch_size": 1, "learning_rate": 1.0, "weight_decay": 1.0, "start": "model.safetensors"}
     younger = {"regime": "head", "measured_on": "val", "trunk": {"pool": "gap"}}
     assert set(other | younger) == {field.name for field in dataclasses.fields(RunConfig)}
     hashes = {dataclasses.replace(config, **{name: value}).hash() for name, value in other.items()}
