@@ -128,7 +128,11 @@ ROWS = [
     *model("pool_kwargs", ["gamma=2", ["gamma"], {1: 2}], TypeError),
     *model("norm_first", NOT_A_BOOL, TypeError),
     *model("max_logits", NOT_A_BOOL, TypeError),
-    *model("pretrained", ["yes", 1], TypeError),
+    *model("pretrained", [1, None], TypeError),
+    *model("pretrained", ["yes"]),
+    *misspelt("pretrained", lambda name: create_model("tf_efficientnet_lite0", pretrained=name), {
+        "efficientnet-lite1": "efficientnet-lite0",
+    }),
     *model("drop_rate", ["x", 5, -0.1, 1.0]),
     *(
         Row(lambda value=value: replace_pooling(MODEL, "gap", norm_first=value), TypeError, "norm_first", value)

@@ -129,7 +129,7 @@ def two_at_the_edge() -> pd.DataFrame:
 
 
 def recorded(*tables: str, backbone: str = "convnet_micro") -> pd.DataFrame:
-    """Recorded runs, with the quality of their maps as the cost."""
+    """Recorded heads on one kind of trunk, with the quality of their maps as the cost."""
     folder = Path(__file__).parents[2] / "data/results"
     runs = pd.concat([pd.read_parquet(folder / f"{name}.parquet") for name in tables])
     runs = runs[(runs.backbone == backbone) & runs.attention_ap.notna()].drop_duplicates(["variant", "seed"])
@@ -137,8 +137,8 @@ def recorded(*tables: str, backbone: str = "convnet_micro") -> pd.DataFrame:
 
 
 CROWDS = {"3": crowd(3), "8": crowd(8), "15": crowd(15), "edge": two_at_the_edge()}
-CROWDS |= {"tournament": recorded("tournament"), "exponent": recorded("exponent")}
-CROWDS |= {"everything": recorded("attention", "heads", "vectors", "similarity")}
+CROWDS |= {"exponent": recorded("exponent-head"), "layernorm": recorded("layernorm-head")}
+CROWDS |= {"exponent and start": recorded("exponent-head", "init-head")}
 
 
 def test_the_trade_off_shows_means_and_intervals():
