@@ -174,5 +174,8 @@ def test_the_rates_are_the_best_of_the_recorded_search(regime, records):
     for backbone, budget in BUDGETS[regime].items():
         for name, rate in budget.learning_rates.items():
             name = {"gamma 2": "shift image"}.get(name, name) if regime == "head" else name  # recorded under one name
+            if name in ("k-means", "Slot"):  # too slow to search: SimPool's
+                assert rate == budget.learning_rates["SimPool"]
+                continue
             assert rate == best[backbone][name], name
     assert BUDGETS[regime]["convnet_micro"].learning_rates
