@@ -119,7 +119,7 @@ def largest_boxes(maps: Tensor, image_size: int | tuple[int, int], threshold: fl
         constant = scores.min() == scores.max()
         levels, boxes = (np.arange(255), NO_CONTOUR) if constant else contour_boxes(scores, "largest")
         found.append(boxes[levels == int(threshold * 255)][0])
-    return torch.as_tensor(np.stack(found))
+    return torch.as_tensor(np.stack(found)).long()
 
 
 def pointing_game(

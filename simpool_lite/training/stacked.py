@@ -123,8 +123,8 @@ def shifts(pooling: nn.Module) -> list[str]:
 
 def can_be_stacked(head: nn.Module) -> bool:
     """Whether the pooling is one attention, or has nothing to learn, with one vector to classify."""
-    pooling = head.pooling
-    if head.vectors > 1:
+    pooling = getattr(head, "pooling", None)  # another kind of head has none
+    if pooling is None or head.vectors > 1:
         return False
     if isinstance(pooling, AttentionPool):
         return pooling.look is not None

@@ -93,7 +93,7 @@ def test_a_heads_trunk_is_a_network_of_the_headline():
 def test_a_backbone_of_the_readers_keeps_what_suits_it():
     assert {grid.base["backbone"] for grid in Setting(backbone="resnet18").grids("tournament", "head")} == {"resnet18"}
     (headline,) = Setting(seeds=1, backbone="vit_small_patch16_224").grids("headline", "once")
-    assert [config.pool for _, config in headline.runs()] == ["cls", "gap", "simpool", "simpool"]
+    assert [config.pool for _, config in headline.runs()] == ["cls", "gap", "simpool"]
     assert Setting(backbone="vit_small_patch16_224").grids("tournament", "head") == []  # of a ConvNet
     for notebook in ("00", "05", "06", "07", "08"):  # there is something to see on any backbone
         made = grids(notebook, Setting(backbone="vit_small_patch16_224"))

@@ -44,7 +44,8 @@ BY_HAND = {
     "clip": (197 * D + 2 * D + 4 * D * D + 4 * D, 2 * 4 * N * D + 4 * D * D),
     # Here all positions meet the matrices and each other.
     "dinovit": (12 * D * D + 6 * D + 4 * D, N * 12 * D * D + 2 * N * N * D),
-    "abmilp": (5 * D * D + 2 * D + D, N * 5 * D * D + 2 * N * N * D + 2 * N * D),
+    # Two matrices meet all positions; three products of matrices and two of a matrix and a vector come once.
+    "abmilp": (5 * D * D + 2 * D + D, N * 2 * D * D + 3 * D**3 + 2 * D * D + 2 * N * N * D + 2 * N * D),
     "dolg": (D * D + D + 2 * D + D + 1, N * D * D + 2 * N * D),
 }  # fmt: skip
 
