@@ -33,7 +33,6 @@ from .figures import (
     Explorer,
     State,
     attention_grid,
-    comparison,
     decisions,
     draw_digit,
     explorer_figure,
@@ -61,14 +60,8 @@ from .measure.decide import (
 from .measure.localisation import box_accuracy, box_hits, pointing_game, stretched
 from .measure.maps import attention_maps
 from .measure.stats import (
-    compare,
-    in_words,
     order_agreement,
-    paired_difference,
-    readable,
     summarise,
-    told_apart,
-    trend,
 )
 from .models.pooled import patch_features
 from .pooling import AblatedSimPool, Part, Pool, f_alpha, framework, register_pool

@@ -11,7 +11,7 @@ from typing import Literal
 import pandas as pd
 
 from ..checks import check_choice
-from .budgets import BUDGETS, GPU_IMAGES, OTHER, PROFILES, SMOKE_IMAGES, SMOKE_SEEDS
+from .budgets import BUDGETS, GPU_IMAGES, OTHER, PASSES_OVER_A_FIXED_SET, PROFILES, SMOKE_IMAGES, SMOKE_SEEDS
 from .config import REGIMES
 from .grid import TRUNK_SEEDS, Grid, run
 from .store import Store
@@ -163,6 +163,16 @@ EXPERIMENTS = (
         variants=UNIVERSAL,
         smoke=("GAP", "SimPool"),
     ),
+    Experiment(
+        name="witness",
+        notebook="04",
+        question="the same on CIFAR-10, whose objects fill the image",
+        kind="convnet",
+        variants=UNIVERSAL
+        | {"gamma 2": _simpool(gamma=2.0), "LN none": _ablated(norm=""), "U0 learned": _ablated(init="learned")},
+        smoke=("GAP", "SimPool"),
+        trunks=("GAP", "SimPool"),
+    ),
     *(
         Experiment(
             name="who-wins-where",
@@ -196,6 +206,17 @@ EXPERIMENTS = (
         smoke=("SimPool", "U0 learned"),
         trunks=("GAP",),
         changes={"target": "photo"},
+    ),
+    Experiment(
+        name="init-odd",
+        notebook="05",
+        question="where the query starts if the odd one of three digits is the answer",
+        kind="convnet",
+        variants=STARTS,
+        smoke=("SimPool", "U0 learned"),
+        trunks=("GAP",),
+        images={"object_size": (12, 16)},
+        changes={"target": "odd"},
     ),
     Experiment(
         name="layernorm",
@@ -389,6 +410,9 @@ class Setting:
             images = GPU_IMAGES if self.profile == "gpu" else budget.images
             base |= {"target": "digit", "data_options": images | (part.images if part else {})}
             base["data_options"] |= SMOKE_IMAGES if smoke else {}
+        elif budget is not OTHER:
+            base["epochs"] = PASSES_OVER_A_FIXED_SET[regime]
+            base["data_options"] = {"image_size": 32} if self.dataset.startswith("cifar") else {}
         base |= part.changes if part else {}
         return base | ({"epochs": 1} if smoke else {})
 

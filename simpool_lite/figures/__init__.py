@@ -8,7 +8,6 @@ from .explorer import draw_digit as draw_digit
 from .explorer import explorer_figure as explorer_figure
 from .maps import attention_grid as attention_grid
 from .maps import localisation_grid as localisation_grid
-from .runs import comparison as comparison
 from .runs import decisions as decisions
 from .runs import heat_map as heat_map
 from .runs import metric_bars as metric_bars

@@ -15,7 +15,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator
 
-from ..measure.stats import compare, summarise, told_apart
+from ..measure.decide import decide
+from ..measure.stats import summarise
 from .style import COLOURS, colour_of, darker
 
 
@@ -56,43 +57,6 @@ def metric_bars(runs: pd.DataFrame, metric: str, label: str, title: str) -> Figu
     axes[0, 0].set_ylabel(label)
     figure.suptitle(title)
     figure.tight_layout()
-    return figure
-
-
-def comparison(table: pd.DataFrame, title: str, label: str, *, number: str = "{:.1f} %") -> Figure:
-    """Draw a table of :func:`simpool_lite.measure.stats.compare`: how far each variant is from the baseline.
-
-    One row per variant: a dot with the 95 % interval of its difference, filled where the variant is told apart from the
-    baseline (p < 0.05 after Holm's correction) and open where it is not; a diamond is the paper's difference.
-    At the right stands the variant's own mean.
-
-    Args:
-        table: drawn from top to bottom.
-        title: the figure's message.
-        label: of the x axis, such as "difference to SimPool (points)".
-        number: how to print a mean.
-    """
-    figure, axis = plt.subplots(figsize=(8, 1.6 + 0.34 * len(table)), layout="constrained")
-    y = np.arange(len(table))
-    colours = [colour_of(variant) for variant in table.index]
-    filling = [colour if apart else "white" for colour, apart in zip(colours, told_apart(table), strict=True)]
-    axis.axvline(0, color="black", linewidth=1)
-    axis.hlines(y, table["diff_low"], table["diff_high"], colors=colours, linewidth=2.5)
-    axis.scatter(table["difference"], y, s=70, c=filling, edgecolors=colours, linewidths=2, zorder=3)
-    legend = [_marker("o", "black", "told apart (p < 0.05, Holm)"), _marker("o", "white", "not told apart")]
-    if "published_difference" in table and table["published_difference"].notna().any():
-        diamond = {"marker": "D", "facecolors": "none", "edgecolors": "black", "linewidths": 1.2}
-        axis.scatter(table["published_difference"], y, s=75, zorder=4, **diamond)
-        legend.append(_marker("D", "none", "the paper"))
-    axis.set(yticks=y, yticklabels=table.index, ylim=(len(table) - 0.4, -0.6), xlabel=label)
-    right = axis.secondary_yaxis("right")
-    right.set_yticks(y, [_mean_text(row, number) for _, row in table.iterrows()])
-    axis.text(1.01, 1.0, "mean", transform=axis.transAxes, va="bottom", color="grey")
-    for side in (axis, right):
-        side.tick_params(axis="y", length=0)
-    axis.grid(False, axis="y")
-    figure.suptitle(title)
-    figure.legend(handles=legend, loc="outside lower center", ncols=len(legend), frameon=False)
     return figure
 
 
@@ -158,12 +122,19 @@ def _marker(marker: str, filling: str, label: str) -> Line2D:
 
 
 def heat_map(
-    runs: pd.DataFrame, metric: str, title: str, label: str, *, condition: str = "condition", number: str = "{:.1f}"
+    runs: pd.DataFrame,
+    metric: str,
+    title: str,
+    label: str,
+    *,
+    condition: str = "condition",
+    number: str = "{:.1f}",
+    margin: float = 1.0,
 ) -> Figure:
     """Who wins where: one row per variant, one column per condition, in each cell the mean ± half its 95 % interval.
 
-    The best of each column is framed. Bold are the best and all that the seeds do not tell apart from it: paired t
-    tests against the best with Holm's correction within the column (:func:`simpool_lite.measure.stats.compare`).
+    The best of each column is framed. Bold are the best and all that are not different from it
+    (:func:`simpool_lite.measure.decide.decide` within the column).
 
     Args:
         runs: one row per run with the columns ``variant``, ``seed``, ``status``, the condition and the metric.
@@ -172,13 +143,14 @@ def heat_map(
         label: what the metric is, such as "test accuracy (%)".
         condition: the column with the condition.
         number: how to print a mean and a half-width.
+        margin: the smallest difference that would matter.
     """
     variants, conditions = runs["variant"].unique(), runs[condition].unique()
     cells = summarise(runs, metric, ["variant", condition]).unstack()
     means, low, high = (cells[name].reindex(variants, columns=conditions) for name in ("mean", "low", "high"))
     halves = (high - low) / 2
     bests = means.dropna(axis="columns", how="all").idxmax()
-    ties = {name: _not_told_apart(runs[runs[condition] == name], metric, best) for name, best in bests.items()}
+    ties = {name: _ties(runs[runs[condition] == name], metric, best, margin) for name, best in bests.items()}
     size = max(6.5, 2.5 + 1.1 * len(conditions)), 1.6 + 0.5 * len(variants)
     figure, axis = plt.subplots(figsize=size, layout="constrained")
     sns.heatmap(
@@ -200,14 +172,8 @@ def heat_map(
     axis.tick_params(length=0, labelrotation=0)
     axis.grid(False)
     figure.suptitle(title)
-    figure.supxlabel("frame: best of its column; bold: not told apart from it by the seeds", fontsize=10)
+    figure.supxlabel("frame: best of its column; bold: not different from it", fontsize=10)
     return figure
-
-
-def _not_told_apart(runs: pd.DataFrame, metric: str, best: str) -> pd.Index:
-    """The variants, the best included, that the seeds do not tell apart from the best."""
-    table = compare(runs, best, metric)
-    return table.index[table["mean"].notna() & ~told_apart(table)]
 
 
 def trade_off(
@@ -283,3 +249,10 @@ def _name_dots(axis: Axes, dots: PathCollection, names: Sequence[str], lines: Se
         start, end = axis.transData.transform(leader.get_xydata())
         if np.hypot(*(end - start)) < 12 * axis.figure.dpi / 72:  # points: the name is beside its dot
             leader.remove()
+
+
+def _ties(runs: pd.DataFrame, metric: str, best: str, margin: float) -> pd.Index:
+    """The best and the variants with runs that are not different from it."""
+    blocks = "trunk" if "trunk" in runs and runs["trunk"].nunique() > 1 else None
+    table = decide(runs, best, margin, metric, sequential=False, blocks=blocks)
+    return table.index[table["mean"].notna() & (table["verdict"] != "different")]

@@ -8,20 +8,20 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from made_up_runs import make_runs, random_runs, three_seeds
+from made_up_runs import make_runs, random_runs
 from matplotlib.colors import same_color
 
 from simpool_lite.figures import (
     COLOURS,
     colour_of,
-    comparison,
     decisions,
     heat_map,
     metric_bars,
     trade_off,
     training_curves,
 )
-from simpool_lite.measure.stats import compare, summarise
+from simpool_lite.measure.decide import decide
+from simpool_lite.measure.stats import summarise
 
 
 def texts_of(figure) -> list:
@@ -39,44 +39,6 @@ def collections_of(axis) -> dict[str, list]:
     return {
         kind: [c for c in axis.collections if type(c).__name__ == kind] for kind in ("PathCollection", "LineCollection")
     }
-
-
-def test_the_comparison_shows_its_table():
-    table = compare(three_seeds(), "base", published={"base": 72.7, "+1": 74.3})
-    table.loc["+2", "p_holm"] = 0.04
-    figure = comparison(table, "a message", "difference to base (points)")
-    axis = figure.axes[0]
-    dots, diamonds = (c for c in axis.collections if hasattr(c, "get_sizes") and len(c.get_offsets()))
-    np.testing.assert_allclose(dots.get_offsets(), np.column_stack([table.difference, range(4)]))
-    filled = [not same_color(colour, "white") for colour in dots.get_facecolors()]
-    assert filled == [False, False, False, True]
-    np.testing.assert_allclose(diamonds.get_offsets()[[0, 2]], [(0, 0), (1.6, 2)])
-    assert diamonds.get_offsets().mask[[1, 3]].any(axis=1).all()
-    (intervals,) = collections_of(axis)["LineCollection"]
-    ends = np.array([segment[:, 0] for segment in intervals.get_segments() if len(segment)])
-    np.testing.assert_allclose(ends, table.loc["+4":, ["diff_low", "diff_high"]])
-    shown = [text.get_text() for text in texts_of(figure)]
-    for expected in ["a message", "difference to base (points)", "the paper", *table.index, "72.0 %", "76.0 %"]:
-        assert expected in shown
-    assert axis.yaxis_inverted()
-
-
-def test_the_comparison_says_what_failed():
-    runs = make_runs({"A": [1, 2, 3], "B": [2, None, 6], "C": [None] * 3, "without": [4, 5, 6]})
-    runs.loc[runs.variant == "without", "top1"] = math.nan  # they ran, but have no such metric
-    table = compare(runs, "A")
-    figure = comparison(table, "title", "label", number="{:.2f}")
-    shown = [text.get_text() for text in texts_of(figure)]
-    assert {"2.00", "4.00 (1 failed)", "3 failed", "–"} <= set(shown) and "the paper" not in shown
-
-
-@pytest.mark.parametrize("variants", [2, 16])
-@pytest.mark.parametrize("seeds", [1, 5])
-def test_no_text_of_the_comparison_is_cut_off(variants, seeds):
-    runs = random_runs(variants, seeds).replace({"variant": {"v1": "a variant with quite a long name"}})
-    assert_nothing_is_cut_off(
-        comparison(compare(runs, "v0"), "A message of a usual length", "difference to v0 (points)")
-    )
 
 
 def conditions() -> pd.DataFrame:
@@ -101,10 +63,9 @@ def test_the_heat_map_shows_means_and_marks_the_best():
     assert_nothing_is_cut_off(figure)
 
 
-def test_bold_follows_the_paired_test():
+def test_bold_follows_the_verdicts():
     runs = conditions().query("condition == 'easy'")
-    table = compare(runs, "SimPool")
-    assert (table["p_holm"].dropna() > 0.05).all()  # as the figure above has it
+    assert "different" not in set(decide(runs, "SimPool", 1.0, sequential=False).verdict)  # as the figure above has it
     clear = make_runs({"A": [60.0, 61.0, 63.0], "B": [50.0, 51.0, 53.5]}, backbone="vit")
     figure = heat_map(clear, "top1", "title", "label", condition="backbone")
     weights = {text.get_text(): text.get_weight() for text in figure.axes[0].texts}
