@@ -10,7 +10,7 @@ import torch
 
 from simpool_lite.device import resolve_device
 
-from . import grid_workers, heads, networks, poolings, roofline, stacked_heads
+from . import grid_workers, heads, networks, poolings, roofline, rounding, stacked_heads
 from .measure import save
 
 PARTS = {
@@ -20,6 +20,7 @@ PARTS = {
     "stacked_heads": stacked_heads,
     "networks": networks,
     "grid_workers": grid_workers,
+    "rounding": rounding,
 }
 
 

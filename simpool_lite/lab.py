@@ -27,7 +27,7 @@ from .experiments.measures import as_shares, baseline_measures, decide_measure, 
 from .experiments.paper import paper_table, published
 from .experiments.run import load_split, train_and_measure, train_and_record
 from .experiments.store import COLUMNS, Store, open_store, recorded_results, unpack
-from .experiments.suite import Setting, run_heads
+from .experiments.suite import Setting, run_experiment
 from .figures import (
     COLOURS,
     Explorer,

@@ -12,6 +12,7 @@ from .run import load_split
 from .store import Store, unpack
 
 MOST_SEEDS = 100  # looked for
+PLANNED_SEEDS = {"head": 6, "once": 5}  # of a table before its first run; two heads for each of three trunks
 
 
 def recorded_runs(grid: Grid, store: Store) -> pd.DataFrame:
@@ -55,22 +56,24 @@ def judge(
     baseline: str = "SimPool",
     margin: float = 1.0,
     *,
-    sequential: bool = False,
+    metric: str = "top1",
     published: dict[str, float] | None = None,
 ) -> pd.DataFrame:
     """The verdicts on a grid's runs: :func:`~simpool_lite.measure.decide.decide` as the course uses it.
 
-    Intervals hold for these trunks (the seeds that share one are a block) and take the choice of test images in.
+    Intervals hold for these trunks (the seeds that share one are a block) and, of top1, take the choice of test images
+    in. Where a variant has more runs than :data:`PLANNED_SEEDS`, their number followed from the results.
 
     Args:
         runs: records of one grid.
         baseline: the variant that the others are compared with.
-        margin: the smallest difference that would matter, in points.
-        sequential: the number of runs followed from their results.
+        margin: the smallest difference that would matter, in units of the metric.
+        metric: the column to compare.
         published: the paper's numbers by variant.
     """
+    followed = runs.groupby("variant").seed.nunique().max() > PLANNED_SEEDS[runs.regime.iloc[0]]
     blocks = "trunk" if runs.trunk.nunique() > 1 else None
-    errors = image_errors(runs, baseline)
+    errors = image_errors(runs, baseline) if metric == "top1" else None
     return decide(
-        runs, baseline, margin, sequential=sequential, blocks=blocks, image_errors=errors, published=published
+        runs, baseline, margin, metric, sequential=followed, blocks=blocks, image_errors=errors, published=published
     )

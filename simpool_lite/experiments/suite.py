@@ -6,6 +6,7 @@ Factors are varied one at a time around SimPool as published. Runs that two expe
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from itertools import combinations
+from pathlib import Path
 from typing import Literal
 
 import pandas as pd
@@ -13,8 +14,9 @@ import pandas as pd
 from ..checks import check_choice
 from .budgets import BUDGETS, GPU_IMAGES, OTHER, PASSES_OVER_A_FIXED_SET, PROFILES, SMOKE_IMAGES, SMOKE_SEEDS
 from .config import REGIMES
+from .evidence import PLANNED_SEEDS, recorded_runs
 from .grid import TRUNK_SEEDS, Grid, run
-from .store import Store
+from .store import open_store
 
 Kind = Literal["convnet", "transformer", "any"]
 
@@ -60,7 +62,6 @@ class Experiment:
     trunks: tuple[str, ...] = ()
 
 
-HEAD_SEEDS = 6  # at least: two for each of three trunks
 TRUNKS = {"convnet": ("GAP", "GeM", "SimPool"), "transformer": ("CLS", "GAP", "SimPool")}  # what trains them
 
 # Several vectors are classified each, and each class takes its largest logit: as in the paper's Figure 3.
@@ -215,7 +216,7 @@ EXPERIMENTS = (
         variants=STARTS,
         smoke=("SimPool", "U0 learned"),
         trunks=("GAP",),
-        images={"object_size": (12, 16)},
+        images={"size": 48, "object_size": (13, 16)},  # three digits of a size that the trunk knows
         changes={"target": "odd"},
     ),
     Experiment(
@@ -321,7 +322,7 @@ class Setting:
     """
 
     profile: str = "laptop"
-    seeds: int = 5
+    seeds: int = PLANNED_SEEDS["once"]
     dataset: str = "photo-digits"
     data_root: str | None = None
     backbone: str | None = None
@@ -379,7 +380,7 @@ class Setting:
         if smoke:
             seeds = min(seeds, SMOKE_SEEDS)
         elif regime == "head":
-            seeds = max(seeds, HEAD_SEEDS)
+            seeds = max(seeds, PLANNED_SEEDS["head"])
         backbone = self._backbone(part)
         base = self._base(regime, backbone, part)
         variants = {
@@ -425,22 +426,43 @@ class Setting:
         return changes | {"learning_rate": budget.learning_rates.get(name, 1e-3)}
 
 
-def run_heads(setting: Setting, name: str, store: Store, **how: object) -> dict[str, pd.DataFrame]:
-    """The runs of an experiment in the regime "head", by the trunk whose features they pool: "GAP trunk", ...
+def run_experiment(
+    setting: Setting,
+    name: str,
+    regime: str = "head",
+    *,
+    store: str | Path | None = None,
+    precision: float | None = None,
+    device: str = "auto",
+) -> dict[str, pd.DataFrame]:
+    """The runs of an experiment in one regime.
 
     Args:
         setting: of the notebook.
         name: of the experiment.
-        store: as in :func:`~simpool_lite.experiments.grid.run`, which has the further arguments, too.
+        regime: "head" or "once".
+        store: a folder that gets what it lacks; left out, the recorded runs are shown as they are, if they are of this
+            setting.
+        precision, device: of :func:`~simpool_lite.experiments.grid.run`; a precision adds to the recorded runs, too.
+
+    Returns:
+        One table per trunk ("GAP trunk", ...) in the regime "head", per backbone ("convnet_micro", ...) in the regime
+        "once".
     """
-    found = {}
-    for grid in setting.grids(name, "head"):
-        trained_with = next(
-            label for label, changes in (CLS | METHODS).items() if changes["pool"] == grid.trunk["pool"]
+    results, found = open_store(store), {}
+    as_recorded = setting.recorded and store is None and precision is None
+    for grid in setting.grids(name, regime):
+        label = f"{_pool_of(grid.trunk)} trunk" if grid.trunk else grid.base["backbone"]
+        label = label if label not in found else f"{label}, {grid.base['backbone']}"
+        found[label] = (
+            recorded_runs(grid, results) if as_recorded else run(grid, results, precision=precision, device=device)
         )
-        label = f"{trained_with} trunk"
-        found[label if label not in found else f"{label}, {grid.base['backbone']}"] = run(grid, store, **how)
     return found
+
+
+def _pool_of(trunk: dict) -> str:
+    """The name in this course of the pooling that a trunk is trained with."""
+    return next(name for name, changes in (CLS | METHODS).items() if changes["pool"] == trunk["pool"])
 
 
 def table_of_records(records: pd.DataFrame) -> pd.DataFrame:
