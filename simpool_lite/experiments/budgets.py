@@ -33,7 +33,7 @@ class Budget:
 
 OTHER = Budget()  # of a backbone that the reader names
 # Photo-digits has as many images as one asks for. Of a fixed set, the small backbones see each image so often.
-PASSES_OVER_A_FIXED_SET = {"once": 5, "head": 2}
+PASSES_OVER_A_FIXED_SET = {"once": 2, "head": 1}
 
 DIGITS_32 = {"size": 32, "object_size": (13, 22)}
 DIGITS_40 = {"size": 40, "object_size": (17, 28)}  # 5 x 5 positions for vit_micro
@@ -45,10 +45,10 @@ ONCE = {
         learning_rates={
             "GAP": 0.008,
             "GeM": 0.008,
-            "LN k": 0.002,
+            "LN k": 0.001,
             "LN none": 0.002,
-            "LN q": 0.002,
-            "LN qk": 0.002,
+            "LN q": 0.001,
+            "LN qk": 0.001,
             "LN qkv": 0.004,
             "LN qv": 0.004,
             "LN v": 0.004,
