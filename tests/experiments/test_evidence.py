@@ -1,8 +1,14 @@
 """What a store has of a grid."""
 
-from simpool_lite.experiments.evidence import recorded_runs
+import numpy as np
+import pandas as pd
+import pytest
+from made_up_runs import make_runs
+
+from simpool_lite.experiments.evidence import PLANNED_SEEDS, judge, recorded_runs
 from simpool_lite.experiments.grid import Grid
 from simpool_lite.experiments.store import Store, make_record
+from simpool_lite.measure.decide import decide
 
 POOLS = {"GAP": {"pool": "gap"}, "SimPool": {"pool": "simpool"}, "max": {"pool": "max"}}
 GRID = Grid("demo", {"backbone": "convnet_micro"}, POOLS, seeds=2)
@@ -23,3 +29,17 @@ def test_runs_of_further_seeds_are_found_and_named_by_the_grid(tmp_path):
         ["demo", "GAP", 0], ["demo", "SimPool", 0], ["demo", "SimPool", 5],
     ]  # fmt: skip
     assert recorded_runs(GRID, Store(tmp_path / "empty")).empty
+
+
+@pytest.mark.parametrize(("seeds", "followed"), [(PLANNED_SEEDS["head"], False), (9, True)])
+def test_more_runs_than_planned_make_intervals_cautious(seeds, followed):
+    """The number of runs followed from their results then; trunks are blocks, and maps have no image errors."""
+    generator = np.random.default_rng(0)
+    ap = {name: list(mean + generator.normal(0, 0.01, seeds)) for name, mean in {"SimPool": 0.6, "GAP": 0.5}.items()}
+    runs = make_runs(ap).rename(columns={"top1": "attention_ap"})
+    runs = runs.assign(regime="head", trunk="gap " + (runs.seed % 3).astype(str))
+    table = judge(runs, metric="attention_ap", margin=0.03)
+    expected = decide(runs, "SimPool", 0.03, "attention_ap", sequential=followed, blocks="trunk")
+    other = decide(runs, "SimPool", 0.03, "attention_ap", sequential=not followed, blocks="trunk")
+    pd.testing.assert_frame_equal(table, expected)
+    assert table.low["GAP"] != other.low["GAP"]
