@@ -1,49 +1,50 @@
 """04, which pooling wins, and where?"""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from ...pooling import Pool
+from ...pooling import Pool, create_pool
 from .exercise import Exercise, made_up, near
 
 
-def _has_both(cls: type[Pool]) -> bool:
-    X = made_up(3, 9, 5)
-    pool = cls(5)
-    return pool.out_dim == 10 and near(pool(X), torch.cat([X.mean(1), X.amax(1)], 1), 1e-8)
+def _grow_with_evidence(crossings) -> bool:
+    places = [float(dict(crossings)[evidence]) for evidence in (20, 30, 40)]
+    return places[0] < places[1] < places[2] and near(places, (10, 12, 13), 1)
 
 
-class _OneOfThem(Pool):
-    def __init__(self, dim: int):
-        super().__init__(dim)
-        self.out_dim = 2 * dim
-
-    def pool_tokens(self, tokens: Tensor, grid):
-        return torch.cat([tokens.mean(1), tokens.mean(1)], 1), None
+def _sum_to_z(function: Callable[[Pool, Tensor], Tensor]) -> bool:
+    X = made_up(2, 6, 5, 5).abs().float()
+    shares = {name: function(create_pool(name, 6), X).detach() for name in ("gap", "max", "gem")}
+    whole = all(near(share.sum((2, 3)), create_pool(name, 6)(X), 1e-4) for name, share in shares.items())
+    return whole and near(shares["gap"], X / 25, 1e-5) and int((shares["max"] != 0).sum()) == 2 * 6
 
 
-class _Sum(Pool):
-    def pool_tokens(self, tokens: Tensor, grid):
-        return tokens.mean(1) + tokens.amax(1), None
-
-
-class _WrongWidth(Pool):
-    def pool_tokens(self, tokens: Tensor, grid):
-        return torch.cat([tokens.mean(1), tokens.amax(1)], 1), None
+def _slope(pool: Pool, X: Tensor) -> Tensor:
+    X = X.detach().requires_grad_()
+    return torch.autograd.grad(pool(X).sum(), X)[0]
 
 
 EXERCISES = {
-    2: Exercise(
-        form="how many points the best of the fourteen means is above the truth, on average",
-        right=lambda luck: near(luck, 0.76, 0.04),
-        hint="A mean over five seeds has a standard deviation of its own. Draw fourteen of them many times and take "
-        "the largest each time.",
-        wrong=[0, 1 / 5**0.5, 1.70, 0.5],
+    1: Exercise(
+        form="a dictionary: where the curves cross for an evidence of 20, 30 and 40",
+        right=_grow_with_evidence,
+        hint="With more evidence in all, a spread that was too wide for the maximum may still be one that it sees. "
+        "`max_is_right(s, evidence / s)` and `gap_is_right` of section 2 say where.",
+        wrong=[{20: 13, 30: 12, 40: 10}, {20: 12, 30: 12, 40: 12}, {20: 5, 30: 12, 40: 40}, 12],
     ),
-    5: Exercise(
-        form="your class, with the argument dim",
-        right=_has_both,
-        hint="Average first, then maximum, along the channels; and `out_dim` has to say how many channels come out.",
-        wrong=[_OneOfThem, _Sum, _WrongWidth],
+    2: Exercise(
+        form="how many points the best of the fifteen means is above the truth, on average",
+        right=lambda luck: near(luck, 0.709, 0.04),
+        hint="A mean over six seeds has a standard deviation of its own. Draw fifteen of them many times and take "
+        "the largest each time.",
+        wrong=[0, 1 / 6**0.5, 1.74, 0.5],
+    ),
+    3: Exercise(
+        form="a function of a pool and X (B, d, H, W) that returns what each position gives to z, (B, d, H, W)",
+        right=_sum_to_z,
+        hint="Euler's sum has two factors, the value itself and the slope of z there. For GAP it has to be X / p.",
+        wrong=[_slope, lambda pool, X: X / X[0, 0].numel(), lambda pool, X: X, lambda pool, X: pool(X)],
     ),
 }

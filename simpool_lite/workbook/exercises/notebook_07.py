@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from ...pooling import SimPool
 from .exercise import Exercise, made_up, near
 
 
@@ -19,19 +18,6 @@ def _adds_back(function) -> bool:
 
 def _power_mean(a: Tensor, v: Tensor, gamma: float, least: Tensor) -> Tensor:
     return torch.einsum("bn,bnd->bd", a, (v - least + 1e-6) ** gamma) ** (1 / gamma)
-
-
-def _is_baseline_at_one(cls: type[SimPool]) -> bool:
-    X, plain, mine = made_up(2, 9, 6).float(), SimPool(6), cls(6, gamma=1.0)
-    mine.load_state_dict(plain.state_dict())
-    larger = cls(6, gamma=5.0)
-    larger.load_state_dict(plain.state_dict())
-    return near(mine(X), plain(X), 1e-4) and not near(larger(X), plain(X), 1e-2)
-
-
-class _Plain(SimPool):
-    def __init__(self, dim: int, gamma: float):
-        super().__init__(dim)
 
 
 EXERCISES = {
@@ -57,12 +43,5 @@ EXERCISES = {
         hint="Which power of 1e-6 rounds to zero in float32, whose smallest number is 2^-149? The root's slope at zero "
         "is infinite.",
         wrong=[7, 26, 149],
-    ),
-    6: Exercise(
-        form="your class, a SimPool with the arguments dim and gamma",
-        right=_is_baseline_at_one,
-        hint="With gamma = 1 it has to be SimPool without an exponent, and with gamma = 5 something else. Which "
-        "minimum was subtracted?",
-        wrong=[SimPool, _Plain, torch.nn.Linear],
     ),
 }
