@@ -43,6 +43,24 @@ def test_intervals_and_paired_differences():
         paired_difference(make_runs({"A": [1, 2, None], "B": [1, None, 3]}), "top1", "A", "B")
 
 
+@pytest.mark.parametrize(("metric", "whole"), [("top1", 100), ("percent", 100), ("attention_mass", 1), ("loss", None)])
+def test_intervals_of_shares_end_at_nothing_and_at_the_whole(metric, whole):
+    """Two seeds have a wide interval: near an end it is cut there; a loss has no upper end, a difference no end."""
+    top = whole or 100
+    runs = make_runs({"high": [0.94 * top, 0.98 * top], "low": [0.02 * top, 0.06 * top]}).rename(
+        columns={"top1": metric}
+    )
+    table = summarise(runs, metric, ["variant"])
+    half = scipy_stats.t.ppf(0.975, 1) * 0.02 * top
+    expected = [min(0.96 * top + half, whole or np.inf), max(0.04 * top - half, -np.inf if whole is None else 0)]
+    assert [table.high["high"], table.low["low"]] == pytest.approx(expected)
+    assert [table.low["high"], table.high["low"]] == pytest.approx([0.96 * top - half, 0.04 * top + half])
+    shown = compare(runs, "low", metric)
+    assert shown.low["low"] == table.low["low"] and shown.high["high"] == table.high["high"]
+    wide = make_runs({"high": [0.9 * top, 1.0 * top], "low": [0.1 * top, 0.0]}).rename(columns={"top1": metric})
+    assert paired_difference(wide, metric, "high", "low")["high"] > top
+
+
 def test_comparison_by_hand():
     table = compare(three_seeds(), "base", published={"base": 72.7, "+1": 72.6, "elsewhere": 9.0})
     assert list(table.index) == ["base", "+4", "+1", "+2"]
