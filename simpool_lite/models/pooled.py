@@ -84,7 +84,7 @@ class PooledMixin(ChangedModel):
         if self.max_logits and not pre_logits:
             return super().forward_head(one_position).unflatten(0, (-1, self.num_vectors)).amax(1)
         vectors = super().forward_head(one_position, pre_logits=True)
-        joined = vectors.reshape(len(x), -1)
+        joined = vectors.reshape(x.shape[0], -1)
         return joined if pre_logits else self.get_classifier()(joined)
 
     def reset_classifier(self, num_classes: int, *args, **kwargs) -> None:

@@ -476,7 +476,10 @@ def test_a_space_at_the_end_of_a_line_is_a_space():
 
 @pytest.mark.parametrize("path", sorted((files.repository_root() / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
 def test_every_formula_of_the_workbook_becomes_mathml(path):
-    cells = [cell.source for cell in notebooks.read(path).cells if cell.cell_type == "markdown"]
+    node = notebooks.read(path)
+    cells = [cell.source for cell in node.cells if cell.cell_type == "markdown"]
+    outputs = [output for cell in node.cells for output in cell.get("outputs", [])]
+    cells += ["".join(o.data["text/markdown"]) for o in outputs if "text/markdown" in o.get("data", {})]
     html = "".join(map(markdown_to_html, cells))
     assert re.findall(r'<code class="tex">.*?</code>', html, re.S) == []
     assert html.count("<math ") >= sum(cell.count("$$") // 2 for cell in cells)
