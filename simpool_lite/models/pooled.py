@@ -27,7 +27,12 @@ class ChangedModel:
     """
 
     def __reduce_ex__(self, protocol: int) -> tuple:
-        return _empty, type(self).__bases__, self.__getstate__()
+        state = self.__getstate__()
+        # What a transform of torch.func leaves behind is no tensor any more once it has ended, and cannot be copied.
+        last = state.get("last_attention")
+        if last is not None and torch._C._functorch.is_functorch_wrapped_tensor(last):
+            state = state | {"last_attention": None}
+        return _empty, type(self).__bases__, state
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None, **kwargs) -> None:
         num_classes = check_int("num_classes", num_classes, 0)
