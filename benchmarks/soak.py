@@ -2,7 +2,8 @@
 
 Signals go to a notebook's run while a grid in its kernel trains, to its kernel, its worker and to the generation of
 photo-digits; the store is filled to 4,000 files and to 100,000 records, its disk to the brim; 50,000 pictures are
-checked. The table is data/benchmarks/soak.csv.
+checked. The table is data/benchmarks/soak.csv; its column ``load`` says how many processes of others wanted each
+core when a part began.
 """
 
 import argparse
@@ -245,10 +246,13 @@ def main() -> int:
     machine = f"{cpu_cores()} cores, {platform.system()} {platform.machine()}"
     rows = []
     for name in options.parts or PARTS:
+        load = os.getloadavg()[0] / cpu_cores()
         folder = Path(tempfile.mkdtemp(prefix="soak-"))
         try:
             for what, figure, most in PARTS[name](folder):
-                rows.append({"part": name, "what": what, "figure": round(figure, 3), "most": most})
+                rows.append(
+                    {"part": name, "what": what, "figure": round(figure, 3), "most": most, "load": round(load, 1)}
+                )
                 print(
                     f"{name:<13} {what:<62} {figure:10.3f}  {'' if figure <= most else f'more than {most}'}", flush=True
                 )

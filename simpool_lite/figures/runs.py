@@ -47,9 +47,9 @@ def metric_bars(runs: pd.DataFrame, metric: str, label: str, title: str) -> Figu
         part = runs[(runs.backbone == backbone) & runs[metric].notna()]
         table = summarise(part, metric, ["variant"])
         for x, (variant, row) in enumerate(table.iterrows()):
-            half = row["high"] - row["mean"]
             axis.bar(x, row["mean"], width=0.6, color=colour_of(variant), alpha=0.85)
-            axis.errorbar(x, row["mean"], yerr=half, color="black", capsize=6, linewidth=1.5)
+            ends = [[row["mean"] - row["low"]], [row["high"] - row["mean"]]]
+            axis.errorbar(x, row["mean"], yerr=ends, color="black", capsize=6, linewidth=1.5)
             seeds = part[part.variant == variant][metric]
             axis.scatter(x + np.linspace(-0.15, 0.15, len(seeds)), seeds, s=14, color="black", alpha=0.6, zorder=3)
         axis.set_xticks(range(len(table)), table.index)
@@ -148,7 +148,7 @@ def heat_map(
     variants, conditions = runs["variant"].unique(), runs[condition].unique()
     cells = summarise(runs, metric, ["variant", condition]).unstack()
     means, low, high = (cells[name].reindex(variants, columns=conditions) for name in ("mean", "low", "high"))
-    halves = (high - low) / 2
+    halves = (high - means).clip(lower=means - low)  # an interval may be cut at 0 or 100
     bests = means.dropna(axis="columns", how="all").idxmax()
     ties = {name: _ties(runs[runs[condition] == name], metric, best, margin) for name, best in bests.items()}
     size = max(6.5, 2.5 + 1.1 * len(conditions)), 1.6 + 0.5 * len(variants)

@@ -10,12 +10,16 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 MOST_RESAMPLES = 10_000
+# Where the values of a metric end. Differences have no entry: they are not shares.
+RANGES = {"top1": (0, 100), "percent": (0, 100), "attention_mass": (0, 1), "attention_ap": (0, 1)}
 
 
 def summarise(runs: pd.DataFrame, metric: str, by: list[str]) -> pd.DataFrame:
     """Mean of a metric over seeds with its t interval: columns ``mean low high runs``, one row per group.
 
-    Failed runs are left out; ``low`` and ``high`` are NaN for fewer than two runs.
+    Failed runs are left out; ``low`` and ``high`` are NaN for fewer than two runs. Where a metric is a share
+    (:data:`RANGES`) the interval is cut at 0 and at the whole: the true mean cannot lie beyond, so that the coverage
+    stays as it is.
 
     >>> runs = pd.DataFrame({"variant": ["GAP"] * 3, "status": "ok", "top1": [70.0, 72.0, 74.0]})
     >>> summarise(runs, "top1", ["variant"]).round(2)
@@ -26,7 +30,9 @@ def summarise(runs: pd.DataFrame, metric: str, by: list[str]) -> pd.DataFrame:
     groups = runs[runs.status == "ok"].groupby(by, sort=False)[metric]
     table = groups.agg(mean="mean", sem="sem", runs="count")
     half = table["sem"] * stats.t.ppf((1 + CONFIDENCE) / 2, (table["runs"] - 1).clip(lower=1))
-    return table.assign(low=table["mean"] - half, high=table["mean"] + half)[["mean", "low", "high", "runs"]]
+    least, most = RANGES.get(metric, (None, None))
+    table["low"], table["high"] = (table["mean"] - half).clip(lower=least), (table["mean"] + half).clip(upper=most)
+    return table[["mean", "low", "high", "runs"]]
 
 
 def order_agreement(runs: pd.DataFrame, published: dict[str, float], metric: str = "top1") -> dict[str, float]:

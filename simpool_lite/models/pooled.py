@@ -27,7 +27,12 @@ class ChangedModel:
     """
 
     def __reduce_ex__(self, protocol: int) -> tuple:
-        return _empty, type(self).__bases__, self.__getstate__()
+        state = self.__getstate__()
+        # What a transform of torch.func leaves behind is no tensor any more once it has ended, and cannot be copied.
+        last = state.get("last_attention")
+        if last is not None and torch._C._functorch.is_functorch_wrapped_tensor(last):
+            state = state | {"last_attention": None}
+        return _empty, type(self).__bases__, state
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None, **kwargs) -> None:
         num_classes = check_int("num_classes", num_classes, 0)
@@ -84,7 +89,7 @@ class PooledMixin(ChangedModel):
         if self.max_logits and not pre_logits:
             return super().forward_head(one_position).unflatten(0, (-1, self.num_vectors)).amax(1)
         vectors = super().forward_head(one_position, pre_logits=True)
-        joined = vectors.reshape(len(x), -1)
+        joined = vectors.reshape(x.shape[0], -1)
         return joined if pre_logits else self.get_classifier()(joined)
 
     def reset_classifier(self, num_classes: int, *args, **kwargs) -> None:

@@ -230,7 +230,7 @@ class AblatedSimPool(AttentionPool):
         if self.init == "kmeans":
             return self.kmeans(X).unflatten(-1, (self.k, -1))
         if self.init in ("learned", "random"):
-            return self.query.expand(len(X), 1, -1)
+            return self.query.expand(X.shape[0], 1, -1)
         return self.start(X, X.dtype).unsqueeze(1)
 
     @property

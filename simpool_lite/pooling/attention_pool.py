@@ -51,7 +51,7 @@ class AttentionPool(Pool):
 
     def pool_tokens(self, tokens: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
         start = self.start(tokens, accumulation_dtype(tokens.dtype))
-        queries = self.queries(start).expand(len(tokens), -1, -1)
+        queries = self.queries(start).expand(tokens.shape[0], -1, -1)
         norm_keys, norm_values, eps = self.look
         sums, attention, _ = attend(tokens, queries, norm_keys=norm_keys, norm_values=norm_values, eps=eps)
         return self.finish(sums, start), attention

@@ -89,7 +89,7 @@ class KMeans(_Vectors):
             # Distances do not see a common shift, but their rounding errors do: measure from the mean.
             mean = tokens.mean(1, keepdim=True)
             centred, centres = tokens - mean, start - mean
-            latest = centred.new_zeros(len(tokens), self.k, tokens.shape[1])  # weights when there were members
+            latest = centred.new_zeros(tokens.shape[0], self.k, tokens.shape[1])  # weights when there were members
             numbers = torch.arange(self.k, device=tokens.device)
             for _ in range(self.iterations):
                 # The least |x - u|^2 is the largest x . u - |u|^2 / 2.
@@ -177,7 +177,7 @@ class OTK(_Vectors):
     def spec(self) -> Spec:
         return Spec(
             k=self.k,
-            init=Part("U", lambda X: self.references.expand(len(X), -1, -1)),
+            init=Part("U", lambda X: self.references.expand(X.shape[0], -1, -1)),
             phi_q=Part("U", same),
             phi_k=Part("X", same),
             similarity=negative_distance,
@@ -236,7 +236,7 @@ class Slot(_Vectors):
 
     def start(self, tokens: Tensor) -> Tensor:
         """U^0, ``(B, k, d)``."""
-        return (self.slots_mu + self.slots_logsigma.exp() * self.noise).expand(len(tokens), -1, -1)
+        return (self.slots_mu + self.slots_logsigma.exp() * self.noise).expand(tokens.shape[0], -1, -1)
 
     def update(self, weighted: Tensor, slots: Tensor) -> Tensor:
         """phi_U: MLP(GRU(Z)), ``(B, k, d)``."""

@@ -76,7 +76,7 @@ class EP(AttentiveProbe):
     def spec(self) -> Spec:
         return Spec(
             k=self.num_queries,
-            init=Part("U", lambda X: self.cls_token.expand(len(X), -1, -1)),
+            init=Part("U", lambda X: self.cls_token.expand(X.shape[0], -1, -1)),
             phi_k=Part("X", same),
             similarity=dot,
             attention=softmax(self.dim**-0.5),
@@ -231,7 +231,7 @@ class AIM(AttentiveProbe):
     def spec(self) -> Spec:
         return Spec(
             k=self.cls_token.shape[1],
-            init=Part("U", lambda X: self.cls_token.expand(len(X), -1, -1)),
+            init=Part("U", lambda X: self.cls_token.expand(X.shape[0], -1, -1)),
             phi_k=Part(r"W_K \mathrm{BN}(X)", lambda X: self.k(self.bn.normalized(X))),
             similarity=dot,
             attention=softmax((self.dim // self.num_heads) ** -0.5),
@@ -300,7 +300,7 @@ class CoCa(AttentiveProbe):
 
     def spec(self) -> Spec:
         return Spec(
-            init=Part("U", lambda X: self.query.expand(len(X), -1, -1)),
+            init=Part("U", lambda X: self.query.expand(X.shape[0], -1, -1)),
             phi_q=Part(r"g_m(W_Q \mathrm{LN}(U))", lambda U: self.q(self.norm(U))),
             phi_k=Part("W_K X", lambda X: self.kv(X).chunk(2, -1)[0].repeat(1, 1, self.num_heads)),
             similarity=dot,
@@ -355,7 +355,7 @@ class CAE(AttentiveProbe):
 
     def spec(self) -> Spec:
         return Spec(
-            init=Part("U", lambda X: self.query_token.expand(len(X), -1, -1)),
+            init=Part("U", lambda X: self.query_token.expand(X.shape[0], -1, -1)),
             phi_q=Part(r"g_m(W_Q \mathrm{LN}_q(U))", lambda U: self.q(self.norm1_q(U))),
             phi_k=Part(r"g_m(W_K \mathrm{LN}_k(X))", lambda X: self.k(self.norm1_k(X))),
             similarity=dot,

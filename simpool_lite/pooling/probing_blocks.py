@@ -91,7 +91,7 @@ class SigLIP(_Latent):
 
     def spec(self) -> Spec:
         return Spec(
-            init=Part("U", lambda X: self.latent.expand(len(X), -1, -1)),
+            init=Part("U", lambda X: self.latent.expand(X.shape[0], -1, -1)),
             phi_q=Part("g_m(W_Q U)", self.q),
             similarity=dot,
             attention=softmax((self.dim // self.num_heads) ** -0.5),
@@ -148,7 +148,7 @@ class JEPA(_Latent):
 
     def spec(self) -> Spec:
         return Spec(
-            init=Part("U", lambda X: self.query_tokens.expand(len(X), -1, -1)),
+            init=Part("U", lambda X: self.query_tokens.expand(X.shape[0], -1, -1)),
             phi_q=Part("g_m(W_Q U)", self.q),
             similarity=dot,
             attention=softmax((self.dim // self.num_heads) ** -0.5),
@@ -356,7 +356,7 @@ class ABMILP(ProbingPool):
 
     def spec(self) -> Spec:
         return Spec(
-            init=Part("U", lambda X: self.weight.weight.expand(len(X), 1, -1)),
+            init=Part("U", lambda X: self.weight.weight.expand(X.shape[0], 1, -1)),
             phi_k=Part(r"\tanh(W \mathrm{MSA}(X))", lambda X: self.hidden(self.mixed(X)).tanh()),
             similarity=dot,
             attention=softmax(),
@@ -415,7 +415,7 @@ class DOLG(ProbingPool):
             return self.bn.normalized(self.conv1(X))
 
         return Spec(
-            init=Part("U", lambda X: self.conv2.weight.expand(len(X), 1, -1)),
+            init=Part("U", lambda X: self.conv2.weight.expand(X.shape[0], 1, -1)),
             phi_k=Part(r"\mathrm{ReLU}(\mathrm{BN}(W X))", lambda X: projected(X).relu()),
             similarity=dot,
             attention=Part(r"\zeta(S) / p", lambda S: F.softplus(S + self.conv2.bias) / S.shape[-1]),

@@ -87,7 +87,7 @@ class _ClassToken(Pool):
 
     def start(self, tokens: Tensor) -> Tensor:
         """U^0, ``(B, 1, d)``."""
-        return self.cls_token.expand(len(tokens), -1, -1)
+        return self.cls_token.expand(tokens.shape[0], -1, -1)
 
     def spec(self) -> Spec:
         block, num_heads = self.blocks, self.blocks[0].num_heads

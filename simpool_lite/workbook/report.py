@@ -68,6 +68,7 @@ class Report:
             page |= {
                 "status": _word(outcome),
                 "duration": duration(outcome.seconds),
+                "own": [(name, repr(outcome.parameters[name]), default) for name, default in outcome.own.items()],
                 "previous": _neighbour(pages[place - 1 : place]),
                 "next": _neighbour(pages[place + 1 : place + 2]),
             }

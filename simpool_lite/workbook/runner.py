@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +38,7 @@ from .notebooks import (
 # What the workbook's parameters may be beyond the type of their defaults.
 COUNTS = ("seeds",)  # whole numbers, one or more
 WIDTHS = ("precision",)  # numbers above zero
+MACHINE = ("device",)  # where it is computed, not what
 
 
 class _ThisInterpreter(AsyncKernelManager):
@@ -74,6 +75,7 @@ class Outcome:
     source: Path
     copy: Path  # the executed notebook
     parameters: dict[str, Any]
+    own: dict[str, str] = field(default_factory=dict)  # parameters that change what is computed, and their defaults
     status: Literal["waiting", "running", "passed", "failed", "interrupted"] = "waiting"
     seconds: float | None = None
     failure: Failure | None = None
@@ -118,6 +120,7 @@ def plan(
             source=path.resolve(),
             copy=output.resolve() / "notebooks" / path.name,
             parameters={name: value for name, value in parameters.items() if name in names},
+            own={name: names[name] for name, value in parameters.items() if _is_own(name, value, names)},
         )
         for path, names in declared.items()
     ]
@@ -143,6 +146,16 @@ def _check_value(name: str, value: Any, default: str) -> None:
         return
     if not fits:
         raise WorkbookError(f"parameter {name}: expected {wanted}, like its default {default}, got {value!r}")
+
+
+def _is_own(name: str, value: Any, defaults: dict[str, str]) -> bool:
+    """Whether a parameter makes a notebook compute something else than it was written about."""
+    if name not in defaults or name in MACHINE:
+        return False
+    try:
+        return value != ast.literal_eval(defaults[name])
+    except (ValueError, SyntaxError):
+        return True
 
 
 def _check_output(output: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from simpool_lite import create_model, load_data
 from simpool_lite.device import resolve_device
-from simpool_lite.experiments.config import RunConfig
+from simpool_lite.experiments.config import PROTOCOL, RunConfig
 from simpool_lite.experiments.run import load_split, train_and_measure, train_and_record
 from simpool_lite.experiments.store import COLUMNS, CURVE_COLUMNS, Store, make_record, record
 from simpool_lite.measure.attention import average_precision, evaluate_attention, object_positions, sharpness
@@ -143,7 +143,14 @@ def test_attention_that_is_all_on_the_object():
     assert torch.equal(object_positions(masks, (2, 2)), objects)
 
 
-def test_hash_names_the_whole_configuration():
+@pytest.mark.parametrize(("pixels", "is_object"), [(3, False), (4, True)])
+def test_a_position_is_object_above_a_share_of_015(pixels, is_object):
+    """3 of 20 pixels are that share, and not more; 4 are."""
+    mask = torch.arange(20).view(1, 4, 5) < pixels
+    assert object_positions(mask, (1, 1)).item() is is_object
+
+
+def test_hash_names_the_whole_configuration(monkeypatch):
     config = RunConfig(**TINY, pool="gap")
     assert config.hash() == RunConfig(**TINY, pool="gap").hash()
     other = {"backbone": "b", "pool": "p", "pool_kwargs": {"k": 1}, "norm_first": False, "pretrained": True}
@@ -158,6 +165,10 @@ def test_hash_names_the_whole_configuration():
         hashes.add(changed.hash())
     hashes.add(dataclasses.replace(head, trunk={"pool": "gap", "seed": 1}).hash())
     assert len(hashes | {config.hash()}) == len(other) + 4
+    assert RunConfig("vit_micro", "gap").hash() == "a13b1135d7d0"  # else recorded runs lose their names
+    before = config.hash()
+    monkeypatch.setattr("simpool_lite.experiments.config.PROTOCOL", PROTOCOL + 1)
+    assert config.hash() != before
 
 
 def test_a_head_needs_a_trunk_and_a_network_has_none():

@@ -15,7 +15,7 @@ from simpool_lite.experiments import store as store_module
 from simpool_lite.experiments import tables
 from simpool_lite.experiments.config import PROTOCOL, RunConfig
 from simpool_lite.experiments.grid import Grid, run
-from simpool_lite.experiments.store import COLUMNS, CURVE_COLUMNS, Store, make_record
+from simpool_lite.experiments.store import COLUMNS, CURVE_COLUMNS, MEASURE_COLUMNS, Store, make_record
 
 LABELS = {"experiment": "test", "variant": "GAP", "profile": "smoke", "device": "cpu"}
 
@@ -127,6 +127,17 @@ def test_which_record_of_a_run_counts(tmp_path, case):
     pd.testing.assert_frame_equal(table, expected, check_dtype=False)
 
 
+def test_curves_and_measures_that_two_stores_have_count_once(tmp_path):
+    rows = [[config().hash(), "maps", "", "simpool", name, 1.0, None] for name in ("top1", "mass")]
+    measured = pd.DataFrame(rows, columns=MEASURE_COLUMNS)
+    for name in ("a", "b"):
+        Store(tmp_path / name).add(record(), curve())
+        Store(tmp_path / name).add_measures(measured)
+    store = Store(tmp_path / "a", also_read=(tmp_path / "b",))
+    assert store.curves().epoch.tolist() == [1, 2]
+    assert store.measures().measure.tolist() == ["top1", "mass"]
+
+
 def test_only_newer_protocols_leave_an_empty_table(tmp_path):
     store = Store(tmp_path)
     store.add(record(protocol=PROTOCOL + 1))
@@ -134,6 +145,21 @@ def test_only_newer_protocols_leave_an_empty_table(tmp_path):
         table = store.records()
     assert table.empty
     assert list(table.columns) == COLUMNS
+
+
+def test_whoever_sees_a_record_finds_its_curve(tmp_path, monkeypatch):
+    """The record is written last: a writer that dies in between leaves a curve without a record, not the reverse."""
+    write = store_module.write_atomically
+
+    def dies_at_the_record(path):
+        if path.parent == tmp_path:
+            raise OSError("no space left")
+        return write(path)
+
+    monkeypatch.setattr(store_module, "write_atomically", dies_at_the_record)
+    with pytest.raises(OSError, match="no space"):
+        Store(tmp_path).add(record(), curve())
+    assert len(Store(tmp_path).curves()) == 2 and Store(tmp_path).records().empty
 
 
 def test_a_failure_does_not_replace_a_finished_record(tmp_path):

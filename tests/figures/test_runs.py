@@ -164,6 +164,21 @@ def test_costs_over_a_decade_are_drawn_on_a_logarithmic_axis():
     assert trade_off(runs[runs.parameters > 1], *arguments).axes[0].get_xscale() == "linear"
 
 
+def test_intervals_of_accuracy_stay_between_0_and_100():
+    """Two seeds near an end have an interval that is cut there: half of it is what is left on the other side."""
+    runs = make_runs({"GAP": [1.0, 5.0], "SimPool": [95.0, 99.0]}, backbone="vit_micro", condition="easy", parameters=1)
+    bars = metric_bars(runs, "top1", "test accuracy (%)", "title").axes[0]
+    ends = [segment[:, 1] for collection in bars.collections if hasattr(collection, "get_segments")
+            for segment in collection.get_segments()]  # fmt: skip
+    half = 12.706204736174694 * 2
+    np.testing.assert_allclose(ends, [[0, 3 + half], [97 - half, 100]])
+    texts = [text.get_text() for text in heat_map(runs, "top1", "title", "label").axes[0].texts]
+    assert texts.count(f"±{half:.1f}") == 2
+    dots = trade_off(runs, "parameters", "top1", "title", "x", "y").axes[0]
+    drawn = [s[:, 1] for c in dots.collections if hasattr(c, "get_segments") for s in c.get_segments() if len(s)]
+    assert np.min(drawn) == 0 and np.max(drawn) == 100
+
+
 def test_variants_without_a_colour_are_drawn():
     assert colour_of("GAP") == COLOURS["GAP"] and colour_of("gamma 2") == COLOURS["SimPool"]
     runs = random_runs(variants=3, seeds=2).assign(backbone="vit_micro")

@@ -23,6 +23,18 @@ def test_intervals_of_means():
     assert table.loc["one", ["low", "high"]].isna().all()
 
 
+@pytest.mark.parametrize(("metric", "whole"), [("top1", 100), ("percent", 100), ("attention_mass", 1), ("loss", None)])
+def test_intervals_of_shares_end_at_nothing_and_at_the_whole(metric, whole):
+    """Two seeds have a wide interval: near an end it is cut there; a loss has no end."""
+    top = whole or 100
+    runs = make_runs({"high": [0.94 * top, 0.98 * top], "low": [0.02 * top, 0.06 * top]})
+    table = summarise(runs.rename(columns={"top1": metric}), metric, ["variant"])
+    half = scipy_stats.t.ppf(0.975, 1) * 0.02 * top
+    expected = [min(0.96 * top + half, whole or np.inf), max(0.04 * top - half, -np.inf if whole is None else 0)]
+    assert [table.high["high"], table.low["low"]] == pytest.approx(expected)
+    assert [table.low["high"], table.high["low"]] == pytest.approx([0.96 * top - half, 0.04 * top + half])
+
+
 def test_the_order_of_rows_does_not_matter():
     runs = random_runs(variants=4, seeds=5)
     shuffled = runs.sample(frac=1, random_state=0)

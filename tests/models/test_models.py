@@ -14,6 +14,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch.func import functional_call, grad, vmap
 
 from simpool_lite import create_model, list_pools, load_model, replace_pooling, save_model
 from simpool_lite.pooling import SimPool
@@ -305,6 +306,21 @@ def test_pickle(make):
         torch.testing.assert_close(copied.attention(images), model.attention(images))
         replace_pooling(copied, "max")  # of its own: the model keeps its pooling
     assert str(model) == str(make())
+
+
+@pytest.mark.parametrize("backbone", ["vit_micro", "convnet_micro"])
+def test_gradients_of_each_image_by_torch_func_and_a_copy_afterwards(backbone):
+    model, images = create_model(backbone, "simpool", 3).eval(), torch.randn(2, 3, 48, 48)
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+
+    def loss(parameters, image):
+        return functional_call(model, (parameters, buffers), (image[None],)).square().sum()
+
+    found = vmap(grad(loss), in_dims=(None, 0))(parameters, images)
+    copied = copy.deepcopy(model)
+    copied(images[1:]).square().sum().backward()
+    for name, parameter in copied.named_parameters():
+        torch.testing.assert_close(found[name][1], parameter.grad, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_pickle_in_a_new_process(tmp_path):

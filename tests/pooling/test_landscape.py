@@ -53,6 +53,12 @@ def test_gem_is_lp_pooling(gamma):
     torch.testing.assert_close(create_pool("gem", 8, gamma=gamma).double()(x), lp / 20 ** (1 / gamma))
 
 
+def test_gem_raises_values_to_a_millionth_and_no_more():
+    x = torch.tensor([-1.0, 0.0, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3], dtype=torch.float64).view(1, 1, -1)
+    z = create_pool("gem", 7, gamma=3.0, learn_gamma=False).double()(x)
+    torch.testing.assert_close(z[0], x[0, 0].clamp_min(1e-6), rtol=1e-9, atol=0)
+
+
 def test_gem_goes_from_the_average_to_the_maximum():
     x = image(2, 20, 8).abs()
     means = [create_pool("gem", 8, gamma=gamma, learn_gamma=False)(x) for gamma in (1.0, 2.0, 8.0, 64.0, 4096.0)]

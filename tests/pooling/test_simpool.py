@@ -164,6 +164,15 @@ def test_there_is_one_eps(gamma, given):
     torch.testing.assert_close(ours(x), theirs(x), atol=1e-10, rtol=1e-10)
 
 
+@pytest.mark.parametrize("gamma", (None, 1.0))
+def test_eps_of_the_layer_norm_by_hand(gamma):
+    """A variance of 1e-6 is that of eps, so a thousandth becomes 1 / sqrt 2; twice that above the minimum."""
+    x = torch.tensor([1e-3, -1e-3], dtype=torch.float64).expand(1, 3, 2)
+    z = create_pool("simpool", 2, gamma=gamma).double()(x)[0]
+    expected = torch.tensor([0.5**0.5, -(0.5**0.5)] if gamma is None else [2**0.5 + 1e-6, 1e-6])
+    torch.testing.assert_close(z, expected.double(), rtol=1e-6, atol=1e-9)
+
+
 def test_state_dict_has_the_published_keys():
     assert list(SimPool(8, gamma=2.0).state_dict()) == [
         "norm_patches.weight", "norm_patches.bias", "wq.weight", "wk.weight",

@@ -122,6 +122,34 @@ def test_executed_copies_are_kept_and_sources_untouched(ran):
     assert list(ran.elsewhere.iterdir()) == []
 
 
+def test_pages_of_the_readers_own_setting_say_so(ran):
+    """Where a parameter isn't what the text was written about: at its head, and above every sentence."""
+    page = BeautifulSoup((ran.output / "00-first.html").read_text(), "html.parser")
+    said = " ".join(page.find(id="own").get_text().split())
+    assert said.startswith("These are not the recorded runs.")
+    assert "profile = 'smoke' (recorded: \"laptop\"), rate = 0.001 (recorded: 0.1), names = ['a', 'b']" in said
+    assert "seeds" not in said
+    assert page.find(class_="bar").find("a", href="#own").get_text() == "not the recorded runs"
+    assert "not the recorded runs" not in (ran.output / "01-second.html").read_text()  # it has no parameters
+
+
+@pytest.mark.parametrize(
+    ("parameters", "own"),
+    [
+        ({}, {}),
+        ({"profile": "laptop", "names": ["x"], "seeds": 5}, {}),
+        ({"device": "cpu"}, {}),
+        ({"profile": "smoke", "device": "cpu"}, {"profile": '"laptop"'}),
+        ({"store": "runs/mine"}, {"store": "None"}),
+    ],
+)
+def test_what_makes_a_run_the_readers_own(tmp_path, parameters, own):
+    source = 'profile = "laptop"\nnames = ["x"]\nseeds = 5\ndevice = "auto"  # where\nstore = None'
+    save(tmp_path / "00-a.ipynb", code(source, "parameters"))
+    (outcome,) = runner.plan(tmp_path, tmp_path / "out", parameters=parameters)
+    assert outcome.own == own
+
+
 def test_failure_is_reported_and_stops_the_run(ran):
     assert ran.done.returncode == 1
     error = ran.done.stderr
@@ -448,7 +476,10 @@ def test_a_space_at_the_end_of_a_line_is_a_space():
 
 @pytest.mark.parametrize("path", sorted((files.repository_root() / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
 def test_every_formula_of_the_workbook_becomes_mathml(path):
-    cells = [cell.source for cell in notebooks.read(path).cells if cell.cell_type == "markdown"]
+    node = notebooks.read(path)
+    cells = [cell.source for cell in node.cells if cell.cell_type == "markdown"]
+    outputs = [output for cell in node.cells for output in cell.get("outputs", [])]
+    cells += ["".join(o.data["text/markdown"]) for o in outputs if "text/markdown" in o.get("data", {})]
     html = "".join(map(markdown_to_html, cells))
     assert re.findall(r'<code class="tex">.*?</code>', html, re.S) == []
     assert html.count("<math ") >= sum(cell.count("$$") // 2 for cell in cells)
