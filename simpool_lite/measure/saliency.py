@@ -16,7 +16,7 @@ def uniform(images: Tensor) -> Tensor:
 
 
 def frame(images: Tensor) -> Tensor:
-    """All weight on the outermost pixels, ``(n, H, W)``, sum 1 per image: at every threshold its box is the whole image.
+    """All weight on the outermost pixels, ``(n, H, W)``, sum 1 per image: the box is the whole image at any threshold.
 
     A map that lights up here and there and is cut low has that box, too.
     """

@@ -144,7 +144,7 @@ def driver(tmp_path_factory) -> Iterator[webdriver.Chrome]:
 
 
 def copy_notebook(folder: Path) -> None:
-    """The notebook without outputs, down to the page: what follows is figures, and a kernel that draws does not answer."""
+    """The notebook without outputs, down to the page: a kernel that draws the figures below it does not answer."""
     node = nbformat.read(ROOT / "notebooks" / NOTEBOOK, 4)
     page = next(at for at, cell in enumerate(node.cells) if cell.source.startswith("token = State("))
     node.cells = node.cells[: page + 1]
