@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..checks import check_choice, check_int
 from ..measure.localisation import box_hits, pointing_game
-from ..measure.saliency import centre_gaussian, spectral_residual, uniform
+from ..measure.saliency import centre_gaussian, frame, spectral_residual, uniform
 from ..pooling import list_pools
 from ..training.features import Features, cached_features
 from ..training.probes import Fitted, Head, fit_heads, measure_head
@@ -19,7 +19,12 @@ from .config import RunConfig
 from .run import load_split, make_model
 
 CAM = "GAP + CAM"
-BASELINES = {"centred Gaussian": centre_gaussian, "uniform": uniform, "spectral residual": spectral_residual}
+BASELINES = {
+    "centred Gaussian": centre_gaussian,
+    "whole photograph": frame,
+    "uniform": uniform,
+    "spectral residual": spectral_residual,
+}
 IOU = (0.3, 0.5, 0.7)
 FORWARD = 16  # photographs per pass through the trunk: of 256, memory alone would cost more time than the layers
 RESAMPLES = 2000  # of the images, for an interval

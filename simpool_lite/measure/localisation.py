@@ -6,6 +6,8 @@ and its average precision, are in :mod:`simpool_lite.measure.attention`.
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ THRESHOLDS = np.arange(0, 1, 0.001)
 # Maps are cut as bytes: byte > level. The thousand thresholds have these 255 different levels.
 LEVELS = (THRESHOLDS * 255).astype(int)
 NO_CONTOUR = np.zeros((255, 4), dtype=int)
+TOGETHER = 8  # maps that are enlarged at a time: they stay in a processor's cache
 
 
 def box_accuracy(
@@ -85,12 +88,20 @@ def box_hits(
     boxes = _check_boxes(boxes, len(maps))
     if not iou or not all(0 < x <= 1 for x in iou):
         raise ValueError(f"iou: expected overlaps above 0 and up to 1, got {iou!r}")
+    parts = [boxes[start : start + TOGETHER] for start in range(0, len(boxes), TOGETHER)]
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # numpy lets other threads run while it computes
+        best = list(threads.map(_best_overlaps, maps.split(TOGETHER), parts, repeat(size), repeat(contours)))
+    return np.concatenate(best) >= np.array(iou)[:, None, None]
+
+
+def _best_overlaps(maps: Tensor, boxes: list[Tensor], size: tuple[int, int], contours: str) -> np.ndarray:
+    """Of each map and at each level the largest overlap of a contour's box with a true one, ``(n, 255)``."""
     best = np.zeros((len(maps), 255))
     for row, scores, truth in zip(best, stretched(maps, size), boxes, strict=True):
         constant = scores.min() == scores.max()
         levels, found = (np.arange(255), NO_CONTOUR) if constant else contour_boxes(scores, contours)
         np.maximum.at(row, levels, _overlap_plus_one(found, truth.numpy()).max(1))
-    return best >= np.array(iou)[:, None, None]
+    return best
 
 
 def largest_boxes(maps: Tensor, image_size: int | tuple[int, int], threshold: float) -> Tensor:
@@ -214,7 +225,7 @@ def best_mean_iou(maps: Tensor, masks: Tensor) -> dict[str, float]:
 
 def stretched(maps: Tensor, size: tuple[int, int]) -> Iterator[np.ndarray]:
     """Maps ``(n, H, W)`` one by one at the size of their images and from 0 to 1, float64; a constant one is all 1."""
-    for some in maps.split(32):
+    for some in maps.split(TOGETHER):
         constant = some.amax((1, 2)) == some.amin((1, 2))  # before interpolation, whose rounding makes it look varied
         if some.shape[1:] != size:
             some = F.interpolate(some[:, None], size=size, mode="bicubic")[:, 0]

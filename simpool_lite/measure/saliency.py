@@ -15,6 +15,16 @@ def uniform(images: Tensor) -> Tensor:
     return torch.full((n, height, width), 1 / (height * width))
 
 
+def frame(images: Tensor) -> Tensor:
+    """All weight on the outermost pixels, ``(n, H, W)``, sum 1 per image: the box is the whole image at any threshold.
+
+    A map that lights up here and there and is cut low has that box, too.
+    """
+    maps = torch.ones(len(images), *images.shape[2:])
+    maps[:, 1:-1, 1:-1] = 0
+    return maps / maps[0].sum()
+
+
 def centre_gaussian(images: Tensor) -> Tensor:
     """A Gaussian at the centre of the image, ``(n, H, W)``, sum 1 per image (the baseline of Choe et al. 2022).
 

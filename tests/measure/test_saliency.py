@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy import ndimage
 
-from simpool_lite.measure.localisation import box_accuracy, pointing_game
-from simpool_lite.measure.saliency import centre_gaussian, spectral_residual, uniform
+from simpool_lite.measure.localisation import box_accuracy, largest_boxes, pointing_game
+from simpool_lite.measure.saliency import centre_gaussian, frame, spectral_residual, uniform
 
 
 @pytest.mark.parametrize("baseline", [uniform, centre_gaussian])
@@ -16,6 +16,13 @@ def test_baselines_without_an_image_are_weights(baseline):
     torch.testing.assert_close(maps.sum((1, 2)), torch.ones(2))
     torch.testing.assert_close(maps, maps.flip(1))
     torch.testing.assert_close(maps, maps.flip(2))
+
+
+def test_the_box_of_the_frame_is_the_whole_image():
+    maps, true = frame(torch.rand(2, 3, 16, 12)), [torch.tensor([[0, 0, 11, 15]]), torch.tensor([[0, 0, 11, 6]])]
+    for threshold in (0.0, 0.5, 0.99):
+        assert largest_boxes(maps, (16, 12), threshold).tolist() == [[0, 0, 11, 15]] * 2
+    assert box_accuracy(maps, true, (16, 12))["max_box_acc"] == {0.3: 100, 0.5: 50, 0.7: 50}  # 7 rows of 16
 
 
 def test_uniform_has_no_box_and_scores_the_objects_share():

@@ -61,7 +61,7 @@ def test_each_exercise_has_its_cells_and_our_solutions_are_right(page):
     assert all(times == {"answer": 1, "solution": 1} for number, times in checked.items() if number not in waiting)
 
 
-@pytest.mark.parametrize("page", ["01", "02", "03", "09", "A1"])
+@pytest.mark.parametrize("page", ["01", "02", "03", "09", "12", "A1"])
 def test_the_first_pages_have_their_checks(page):
     assert exercises(page) and 'check("' in PAGES[page].read_text(encoding="utf-8").replace("\\", "")
 

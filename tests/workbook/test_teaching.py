@@ -15,7 +15,7 @@ FOLDER = repository_root() / "notebooks"
 COURSE = sorted(FOLDER.glob("*.ipynb"))
 ANCHORS = set(re.findall(r'<a id="([a-z-]+)"></a>', (FOLDER / "glossary.md").read_text(encoding="utf-8")))
 # Pages that open with their answer and their minutes; the others follow as they are rewritten.
-OPENED = [path for path in COURSE if path.stem[:2] in ("01", "02", "03", "09", "A1")]
+OPENED = [path for path in COURSE if path.stem[:2] in ("01", "02", "03", "09", "12", "A1")]
 MOST_MINUTES, MOST_CELLS = 45, 100  # of an opened page, exercises and their answers apart
 
 
