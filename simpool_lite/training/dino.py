@@ -234,6 +234,8 @@ def pretrain(
         augment = MultiCrop(data.mean, data.std, **crops or {}).to(accelerator.device)
         student = Network(model, ProjectionHead(_width(model, augment.global_size), **head or {}))
         student = student.to(accelerator.device, memory_format=torch.channels_last)
+        for tensor in student.state_dict().values():  # else the teachers of several processes begin differently
+            broadcast(tensor)
         teacher = copy.deepcopy(student).requires_grad_(False)
         outputs = student.head.last_layer.out_features
         criterion = DINOLoss(outputs, center_momentum=center_momentum).to(accelerator.device)
