@@ -9,6 +9,7 @@ import copy
 import hashlib
 import json
 import math
+import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -102,6 +103,10 @@ class Run:
     def hash(self) -> str:
         """Twelve hexadecimal digits that name this run."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+
+
+# Whose maps the notebook shows.
+SHOWN = (Run("SimPool"), Run("SimPool", "supervised"), Run("SimPool", "supervised", "digit"))
 
 
 @cache
@@ -327,10 +332,41 @@ def run_all(
 
 
 def network_of(run: Run, store: str | Path | None = None) -> nn.Module:
-    """The trained network of a run that :func:`run_all` has computed or found."""
+    """The network of a run that :func:`run_all` has computed or found; an untrained one is made again."""
+    if run.training == "none":
+        return make(run).eval()
     own = Path(store or repository_root() / "runs") / FOLDER
     places = [model_path(run, folder) for folder in (own, recorded_results() / FOLDER)]
     return load_model(next(path for path in places if path.is_file()))
+
+
+def record(store: str | Path | None = None) -> list[Path]:
+    """Put the runs of a store into the recorded results, beside those that are there; of networks those of ``SHOWN``.
+
+    Args:
+        store: a folder of the reader's, None for ``runs/``.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        FileNotFoundError: the store has none of these runs.
+    """
+    own, recorded, written = Path(store or repository_root() / "runs") / FOLDER, recorded_results() / FOLDER, []
+    if not any((own / "runs").glob("*.parquet")):
+        raise FileNotFoundError(f"store: no runs in {own / 'runs'}; run notebook 15, or name another store")
+    for place, key in (("runs", ["run"]), ("curves", ["run", "epoch"])):
+        files = [file for folder in (own, recorded) for file in sorted((folder / place).glob("*.parquet"))]
+        table = pd.concat([pd.read_parquet(file) for file in files]).drop_duplicates(key)
+        with write_atomically(recorded / place / "recorded.parquet") as temporary:
+            table.to_parquet(temporary, index=False)
+        written.append(recorded / place / "recorded.parquet")
+    for path in (model_path(run, own) for run in SHOWN):
+        if path.is_file():
+            with write_atomically(recorded / "models" / path.name) as temporary:
+                shutil.copyfile(path, temporary)
+            written.append(recorded / "models" / path.name)
+    return written
 
 
 def _found(run: Run, folders: Iterable[Path]) -> bool:
