@@ -8,8 +8,10 @@ import torch
 
 from simpool_lite.__main__ import main
 from simpool_lite.experiments import without_labels as experiment
-from simpool_lite.experiments.without_labels import Run, enlarged, make, network_of, run_all
+from simpool_lite.experiments.store import recorded_results
+from simpool_lite.experiments.without_labels import FOLDER, Run, enlarged, make, network_of, run_all
 from simpool_lite.models import patch_features
+from simpool_lite.training.dino import _check_health
 
 TINY = Run("SimPool", images=32, epochs=1, batch_size=16)
 SMALL = {"BANK": 128, "QUERIES": 64, "RANKING": 16, "CUT": 16, "SEGMENTED": 64, "FEW": 32}
@@ -49,6 +51,17 @@ def test_runs_are_kept_and_found_again(small, monkeypatch):
     ]  # fmt: skip
     found, _ = run_all(runs, None, "cpu", progress=False)
     assert found.run.tolist() == records.run.tolist()
+
+
+def test_no_recorded_run_that_learned_counts_as_collapsed():
+    """GAP's seed 1 has an information of 0.015 in its last epoch and gained 15 points of k-NN."""
+    curves = pd.read_parquet(recorded_results() / FOLDER / "curves" / "recorded.parquet").dropna(subset="information")
+    records = pd.read_parquet(recorded_results() / FOLDER / "runs" / "recorded.parquet")
+    assert len(curves) >= 2 * (records.training == "dino").sum() > 0
+    for row in curves.to_dict("records"):
+        _check_health(row, 256, stop_if_collapsed=True)
+    k_nn = records[(records.network == "GAP") & (records.seed == 1)].set_index("training").knn_photo
+    assert curves.information.min() < 0.02 and k_nn["dino"] > k_nn["none"] + 10
 
 
 @pytest.mark.parametrize(("network", "grid"), [("SimPool", (16, 16)), ("ViT, CLS", (12, 12))])

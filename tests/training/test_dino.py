@@ -300,9 +300,9 @@ def test_a_loss_with_one_of_its_two_halves_collapses_and_the_run_ends(broken, en
     options |= {"freeze_last_layer": 0, "weight_decay": (0.04, 0.04), "warmup": 0.1, "final_learning_rate": 1e-6}
     options |= {"head": {"outputs": 32, "hidden": 64, "bottleneck": 16}} | BROKEN[broken]
     _, curve = run(tiny(None), data, stop_if_collapsed=False, **options)
-    assert curve[-1]["information"] < 0.01 and curve[-1]["entropy"] == pytest.approx(entropy, abs=0.1)
+    assert curve[-1]["information"] < 0.003 and curve[-1]["entropy"] == pytest.approx(entropy, abs=0.1)
     assert curve[-1]["kl"] > 0.003 and curve[-1]["spread"] > 0.5
-    with pytest.raises(RuntimeError, match=r"collapsed in epoch [12], the same for every image: information 0\.0"):
+    with pytest.raises(RuntimeError, match=r"collapsed in epoch 2, the same for every image: information 0\.00"):
         run(tiny(None), data, **options)
 
 
