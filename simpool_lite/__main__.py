@@ -192,16 +192,21 @@ def add_record(commands: argparse._SubParsersAction) -> None:
         help="for maintainers: copy an experiment's runs into the recorded results",
         description="Copy an experiment's runs from a store into data/results, which notebooks read by default.",
     )
-    parser.add_argument("experiment", help='as in the column "experiment" of the store')
+    parser.add_argument("experiment", help='as in the column "experiment" of the store; or "without-labels"')
     parser.add_argument("--store", type=Path, metavar="DIR", help="folder with the runs (runs/)")
     parser.set_defaults(function=_record)
 
 
 def _record(options: argparse.Namespace) -> int:
+    from .experiments import without_labels
     from .experiments.store import open_store, record
 
     try:
-        print(*(f"recorded in {file}" for file in record(options.experiment, open_store(options.store))), sep="\n")
+        if options.experiment == without_labels.FOLDER:
+            written = without_labels.record(options.store)
+        else:
+            written = record(options.experiment, open_store(options.store))
+        print(*(f"recorded in {file}" for file in written), sep="\n")
     except (ValueError, FileNotFoundError) as error:
         return _wrong(error)
     return 0

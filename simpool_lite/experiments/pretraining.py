@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import timm
+from accelerate.utils import set_seed
 from torch import nn
 
 from ..datasets import LabelledImages, load_data
@@ -26,13 +27,14 @@ def pretrain_and_save(config: RunConfig, folder: str | Path, **options) -> tuple
         config: which backbone, pooling and images; the rest of it is not looked at.
         folder: of ``checkpoint.pt``, from which the same call goes on, ``curve.csv`` and, at the end,
             ``model.safetensors``.
-        **options: of :func:`~simpool_lite.training.dino.pretrain`.
+        **options: of :func:`~simpool_lite.training.dino.pretrain`. ``seed`` is of the initial weights, too.
 
     Returns:
         The path of the model, for :func:`~simpool_lite.load_model`, and the curve.
     """
     folder = Path(folder)
     data = _images(config)
+    set_seed(options.get("seed", 0))
     teacher, curve = pretrain(_features(config), data, folder=folder, **options)
     path = folder / "model.safetensors"
     if rank() == 0:

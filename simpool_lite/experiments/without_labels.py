@@ -5,8 +5,11 @@ how much of the photograph there is behind it: at 0 a flat colour, at 1 the phot
 measure, and to train the supervised twins.
 """
 
+import copy
 import hashlib
 import json
+import math
+import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -15,6 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
@@ -25,6 +29,7 @@ from ..measure.discovery import dino_seg_boxes, lost_boxes
 from ..measure.knn import knn_accuracy
 from ..measure.localisation import box_accuracy, corloc
 from ..measure.retrieval import mean_average_precision
+from ..measure.segmentation import linear_segmentation
 from ..models import create_model, load_model, patch_features, save_model
 from ..training.dino import pretrain
 from ..training.probes import probe
@@ -36,6 +41,12 @@ SIDE = 32
 IMAGES = {"size": SIDE, "object_size": (20, 24), "distractors": 0}
 BANK, QUERIES = 4096, 1024  # images that vote, or are ranked; images that are classified
 RANKING, CUT = 256, 512  # of the queries: those that rank the bank, and those whose boxes are looked for
+GRID = 12  # positions along a side that discovery asks for; images are enlarged until there are as many
+SEGMENTED = 1024  # images of the bank that the linear segmentation is trained on
+FEW = 256  # labelled images of fine-tuning
+# Points of k-NN, stated before the runs of the seeds 1 and 2: what a training has to add to the untrained network and
+# to pixels, with every seed; and what would matter between two poolings.
+LEARNED, MATTERS = 3.0, 2.0
 CROPS = {"global_size": 24, "local_size": 12, "local_crops": 1, "local_scale": (0.15, 0.4), "blur": 0.5}
 HEAD = {"outputs": 256, "hidden": 256, "bottleneck": 64}
 NETWORKS: dict[str, dict] = {
@@ -50,6 +61,7 @@ OPTIONS = {
     "convnet_micro": {"width": 8},
     "vit_micro": {"depth": 2, "img_size": SIDE, "dynamic_img_size": True},
 }
+STRIDES = {"convnet_micro": 4, "vit_micro": 8}
 
 
 @dataclass(frozen=True)
@@ -91,6 +103,10 @@ class Run:
     def hash(self) -> str:
         """Twelve hexadecimal digits that name this run."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+
+
+# Whose maps the notebook shows.
+SHOWN = (Run("SimPool"), Run("SimPool", "supervised"), Run("SimPool", "supervised", "digit"))
 
 
 @cache
@@ -135,20 +151,32 @@ def train_run(run: Run, device: str = "auto", progress: bool = True) -> tuple[nn
             crops=CROPS | {"global_scale": (run.smallest_crop, 1.0)},
             head=HEAD,
             after_epoch=neighbours,
+            stop_if_collapsed=False,  # a collapse is a result too, and the curve shows it
             **settings,
         )
-    with accelerator_on(device) as accelerator:
-        model, curve, _ = train(
-            make(run, len(data.classes)),
-            data,
-            accelerator,
-            weight_decay=0.05,
-            measure=lambda _: {},
-            description="labels",
-            **settings,
-        )
+    model, curve = _supervise(make(run, len(data.classes)), data, device, settings)
     model.reset_classifier(0)
     return model.eval(), curve
+
+
+def _supervise(
+    model: nn.Module, data: LabelledImages, device: str, settings: dict
+) -> tuple[nn.Module, list[dict[str, float]]]:
+    with accelerator_on(device) as accelerator:
+        how = settings | {"weight_decay": 0.05, "measure": lambda _: {}, "description": "labels"}
+        model, curve, _ = train(model, data, accelerator, **how)
+    return model, curve
+
+
+def fine_tune(run: Run, model: nn.Module, queries: LabelledImages, device: str, progress: bool) -> float:
+    """Top-1 on the queries, in percent, of a copy of the network after training on a few labelled photographs."""
+    data = images("train", FEW, run.clutter, "photo")
+    tuned = copy.deepcopy(model)
+    set_seed(run.seed)
+    tuned.reset_classifier(len(data.classes))
+    settings = {"epochs": 8, "batch_size": 32, "learning_rate": 1e-3, "seed": run.seed, "progress": progress}
+    tuned, _ = _supervise(tuned, data, device, settings)
+    return 100 * (features(tuned, queries).argmax(1) == queries.photos).float().mean().item()
 
 
 @torch.no_grad()
@@ -192,26 +220,60 @@ def measure_features(votes: Tensor, bank: LabelledImages, asked: Tensor, queries
 
 @torch.no_grad()
 def measure_maps(model: nn.Module, queries: LabelledImages) -> dict[str, float]:
-    """Where a network looks (mass, AP, boxes) and what can be cut out (DINO-seg, LOST); without a map LOST alone."""
-    model.eval()
-    pictures, boxes, masks = torch.cat(list(batches(queries)))[:CUT], queries.boxes[:CUT], queries.masks[:CUT]
-    tokens, grid = patch_features(model, pictures)
-    centred = tokens - tokens.mean((0, 1))  # LOST wants products of both signs, and behind a ReLU there is only one
-    found = {"lost": corloc(lost_boxes(centred, grid, SIDE, k=max(1, tokens.shape[1] // 8)), boxes)}
+    """Where a network looks: mass and AP from 0 to 1, MaxBoxAccV2 in percent. Nothing for a network without a map."""
     if model.create_config["pool"] == "gap":  # the same weight everywhere
-        return found
+        return {}
+    pictures, boxes, masks = torch.cat(list(batches(queries)))[:CUT], queries.boxes[:CUT], queries.masks[:CUT]
     maps = model.attention(pictures).mean(1)
-    found |= map_figures(maps, masks) | {"dino_seg": corloc(dino_seg_boxes(maps, SIDE), boxes)}
-    return found | {"max_box_acc_v2": box_accuracy(maps, boxes, SIDE)["max_box_acc_v2"]}
+    return map_figures(maps, masks) | {"max_box_acc_v2": box_accuracy(maps, boxes, SIDE)["max_box_acc_v2"]}
 
 
-def measure(run: Run, model: nn.Module | None) -> dict[str, float]:
+def enlarged(model: nn.Module, pictures: Tensor) -> Tensor:
+    """Images ``(B, 3, H, W)`` enlarged by a whole number until the network's map has :data:`GRID` positions a side."""
+    stride = STRIDES[model.create_config["backbone"]]
+    factor = math.ceil(GRID * stride / pictures.shape[-1])
+    return F.interpolate(pictures, scale_factor=factor, mode="bilinear")
+
+
+@torch.no_grad()
+def measure_discovery(model: nn.Module, queries: LabelledImages) -> dict[str, float]:
+    """CorLoc of DINO-seg, if the network has a map, and of LOST, in percent; on enlarged images."""
+    pictures, boxes = enlarged(model, torch.cat(list(batches(queries)))[:CUT]), queries.boxes[:CUT]
+    parts = [patch_features(model, part) for part in pictures.split(128)]
+    tokens, grid = torch.cat([tokens for tokens, _ in parts]), parts[0][1]
+    tokens = tokens - tokens.mean((0, 1))  # LOST wants products of both signs, and behind a ReLU there is only one
+    found = {"lost": corloc(lost_boxes(tokens, grid, SIDE, k=max(1, tokens.shape[1] // 8)), boxes)}
+    if model.create_config["pool"] != "gap":
+        maps = torch.cat([model.attention(part).mean(1) for part in pictures.split(128)])
+        found["dino_seg"] = corloc(dino_seg_boxes(maps, SIDE), boxes)
+    return found
+
+
+def measure_segmentation(model: nn.Module, bank: LabelledImages, queries: LabelledImages) -> float:
+    """Mean intersection over union of the ten digits and the background, in percent, from frozen features."""
+
+    @torch.no_grad()
+    def part(data: LabelledImages, start: int, end: int) -> tuple[Tensor, Tensor]:
+        pictures = data.__getitems__(list(range(start, end)))[0]
+        labels = data.masks[start:end] * (1 + data.digits[start:end, None, None])
+        return patch_features(model, pictures)[0], labels
+
+    held_out = SEGMENTED // 4
+    parts = part(bank, held_out, SEGMENTED), part(bank, 0, held_out), part(queries, 0, CUT)
+    side = SIDE // STRIDES[model.create_config["backbone"]]
+    return linear_segmentation(*parts, (side, side), progress=False)
+
+
+def measure(run: Run, model: nn.Module | None, device: str = "auto", progress: bool = True) -> dict[str, float]:
     """All figures of a trained network, in percent; mass and AP from 0 to 1. Without a network, k-NN of the pixels."""
     bank, queries = images("train", BANK, run.clutter), images(run.measured_on, QUERIES, run.clutter)
     if model is None:
-        return _knn(pixels(bank), bank, pixels(queries), queries)
+        return measure_features(pixels(bank), bank, pixels(queries), queries)
+    model.eval()
     found = measure_features(features(model, bank), bank, features(model, queries), queries)
-    return found | measure_maps(model, queries)
+    found |= measure_maps(model, queries) | measure_discovery(model, queries)
+    found["miou"] = measure_segmentation(model, bank, queries)
+    return found | {"fine_tuned": fine_tune(run, model, queries, device, progress)}
 
 
 def record_run(run: Run, folder: Path, device: str = "auto", progress: bool = True) -> None:
@@ -223,7 +285,7 @@ def record_run(run: Run, folder: Path, device: str = "auto", progress: bool = Tr
         if run.network != "pixels":
             model, curve = train_run(run, device, progress)
             save_model(model, model_path(run, folder))
-        row |= measure(run, model)
+        row |= measure(run, model, device, progress)
     except (RuntimeError, FloatingPointError) as error:
         row |= {"status": "failed", "reason": str(error)}
     row["seconds"] = time.perf_counter() - started
@@ -270,10 +332,41 @@ def run_all(
 
 
 def network_of(run: Run, store: str | Path | None = None) -> nn.Module:
-    """The trained network of a run that :func:`run_all` has computed or found."""
+    """The network of a run that :func:`run_all` has computed or found; an untrained one is made again."""
+    if run.training == "none":
+        return make(run).eval()
     own = Path(store or repository_root() / "runs") / FOLDER
     places = [model_path(run, folder) for folder in (own, recorded_results() / FOLDER)]
     return load_model(next(path for path in places if path.is_file()))
+
+
+def record(store: str | Path | None = None) -> list[Path]:
+    """Put the runs of a store into the recorded results, beside those that are there; of networks those of ``SHOWN``.
+
+    Args:
+        store: a folder of the reader's, None for ``runs/``.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        FileNotFoundError: the store has none of these runs.
+    """
+    own, recorded, written = Path(store or repository_root() / "runs") / FOLDER, recorded_results() / FOLDER, []
+    if not any((own / "runs").glob("*.parquet")):
+        raise FileNotFoundError(f"store: no runs in {own / 'runs'}; run notebook 15, or name another store")
+    for place, key in (("runs", ["run"]), ("curves", ["run", "epoch"])):
+        files = [file for folder in (own, recorded) for file in sorted((folder / place).glob("*.parquet"))]
+        table = pd.concat([pd.read_parquet(file) for file in files]).drop_duplicates(key)
+        with write_atomically(recorded / place / "recorded.parquet") as temporary:
+            table.to_parquet(temporary, index=False)
+        written.append(recorded / place / "recorded.parquet")
+    for path in (model_path(run, own) for run in SHOWN):
+        if path.is_file():
+            with write_atomically(recorded / "models" / path.name) as temporary:
+                shutil.copyfile(path, temporary)
+            written.append(recorded / "models" / path.name)
+    return written
 
 
 def _found(run: Run, folders: Iterable[Path]) -> bool:

@@ -99,21 +99,80 @@ def test_fine_tuning_starts_from_a_saved_backbone(tmp_path):
         make_model(replace(config, pool="gap"), load_split(config, "train"))
 
 
+TOGETHER = """
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from simpool_lite import create_model, load_data
+from simpool_lite.training.dino import pretrain
+
+data, folder = load_data("photo-digits", "train", num_images=8), Path(sys.argv[1])
+rank = PartialState(cpu=True).process_index
+options = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "progress": False}
+options["crops"] = {"global_size": 24, "local_size": 12, "local_crops": 1, "blur": 0.5}
+options["head"] = {"outputs": 16, "hidden": 8, "bottleneck": 4}
+
+
+class Stop(Exception):
+    pass
+
+
+def run(name, model_seed, after_epoch=None):
+    torch.manual_seed(model_seed)  # each process brings another network; the first one's counts
+    model = create_model("convnet_micro", "simpool", 0, norm_first=False, width=8)
+    return pretrain(model, data, "cpu", folder=folder / name, after_epoch=after_epoch, **options)
+
+
+def stop(_):
+    stop.calls += 1
+    if stop.calls == 2:
+        raise Stop
+    return {}
+
+
+stop.calls = 0
+teacher, curve = run("whole", rank)
+try:
+    run("stopped", rank, stop)
+except Stop:
+    pass
+again, same = run("stopped", 7 + rank)
+torch.save([curve, same, teacher.state_dict(), again.state_dict()], folder / f"{rank}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_where_they_stopped(tmp_path):
+    """Both begin with the first one's network; a run that was stopped ends as one that was not."""
+    (tmp_path / "together.py").write_text(TOGETHER)
+    together = launched(str(tmp_path / "together.py"), str(tmp_path))
+    assert together.returncode == 0, together.stderr
+    (curve, resumed, teacher, again), other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert curve == resumed and [row["step"] for row in curve] == [2, 4]
+    for state in (again, *other[2:]):
+        torch.testing.assert_close(state, teacher, rtol=0, atol=0)
+
+
 @pytest.mark.slow
 def test_two_processes_pretrain_one_backbone(photographs, tmp_path):
     """Launched by accelerate, over gloo: one curve, one backbone, and one process that speaks."""
-    launch = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0"
-    precision = "--mixed_precision no --dynamo_backend no --num_cpu_threads_per_process 1"
-    command = [sys.executable, "-m", *launch.split(), *precision.split(), "-m", "simpool_lite"]
     backbone = ["dino", "--backbone", "convnet_micro", "--pool", "simpool", "--data-root", str(photographs)]
-    together = subprocess.run(
-        [*command, *backbone, "--output", str(tmp_path / "two"), *OPTIONS], capture_output=True, text=True, timeout=300
-    )
+    together = launched("-m", "simpool_lite", *backbone, "--output", str(tmp_path / "two"), *OPTIONS)
     assert together.returncode == 0, together.stderr
     assert together.stdout.count("epoch 1, step 1, loss") == 1
     curve = pd.read_csv(tmp_path / "two" / "curve.csv")
     assert curve.step.tolist() == [1] and np.isfinite(curve.to_numpy()).all()
     assert load_model(tmp_path / "two" / "model.safetensors")(torch.zeros(1, 3, 32, 32)).shape == (1, 96)
+
+
+def launched(*arguments: str) -> subprocess.CompletedProcess:
+    """Two processes on a CPU, by accelerate."""
+    launch = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0"
+    precision = "--mixed_precision no --dynamo_backend no --num_cpu_threads_per_process 1"
+    command = [sys.executable, "-m", *launch.split(), *precision.split(), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
 def test_wrong_use(tmp_path, capsys):
