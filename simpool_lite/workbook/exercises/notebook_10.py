@@ -52,7 +52,7 @@ EXERCISES = {
         hint="The gradient of a channel is w_d at the position that won, and zero at the others. What is its mean over "
         "the positions?",
         wrong=[
-            lambda X, w: (X * (X == X.amax(0)) @ w).clamp_min(0),
+            lambda X, w: (X * (X.amax(0) == X) @ w).clamp_min(0),
             lambda X, w: X @ w / len(X),
             lambda X, w: (X @ w).clamp_min(0),
         ],
