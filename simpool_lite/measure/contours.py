@@ -4,11 +4,13 @@ The map's hills and the passes between them make a small graph, from which the c
 each level follow; a library's labelling would look at all pixels again for each of the 255 levels.
 """
 
+import functools
 from collections.abc import Iterator
 
 import numpy as np
 
-FINE = 256  # steps per byte: pixels of one byte are still told apart, which keeps the hills few
+SHIFT = np.uint32(8)
+FINE = 1 << 8  # steps per byte: pixels of one byte are still told apart, which keeps the hills few
 NOWHERE = np.iinfo(np.int32).max
 
 
@@ -75,23 +77,25 @@ def _hills(fine: np.ndarray, diagonal: bool) -> tuple[np.ndarray, np.ndarray, np
     np.maximum(best[width:], down[:-width], out=best[width:])
     np.maximum(best[:-width], down[width:], out=best[:-width])
     up = (best & kind(2**bits - 1)).astype(np.int64)
+    for _ in range(3):  # hardly a way is shorter than eight steps, and comparing costs as much as going
+        up = up.take(up)
     while not np.array_equal(up, further := up.take(up)):
         up = further.take(further)
     tops = np.flatnonzero(up == index)
     number = np.empty(fine.size, dtype=np.int64)
     number[tops] = np.arange(len(tops))
-    hills, levels = number.take(up), (fine.ravel() // np.uint32(FINE)).astype(np.int64)
+    hills, levels = number.take(up), fine.ravel() >> SHIFT
 
     keys = []
     for step in (1, width, width + 1, width - 1)[: 4 if diagonal else 2]:
         border = np.flatnonzero(hills[step:] != hills[:-step])
         a, b = hills[border], hills[border + step]
         level = np.minimum(levels[border], levels[border + step])
-        keys.append((np.minimum(a, b) * len(tops) + np.maximum(a, b)) * 256 + level)
+        keys.append((np.minimum(a, b) * len(tops) + np.maximum(a, b)) << 8 | level)
     keys = np.sort(np.concatenate(keys))
-    pairs, heights = np.divmod(keys[np.flatnonzero(np.diff(keys // 256, append=-1))], 256)  # the highest per pair
-    order = np.argsort(-heights, kind="stable")
-    return hills.reshape(fine.shape), np.stack(np.divmod(pairs[order], len(tops)), 1), heights[order]
+    keys = keys[np.flatnonzero(np.diff(keys >> 8, append=-1))]  # the highest per pair
+    keys = keys[np.argsort(-(keys & 255), kind="stable")]
+    return hills.reshape(fine.shape), np.stack(np.divmod(keys >> 8, len(tops)), 1), keys & 255
 
 
 def _joins(count: int, passes: np.ndarray, heights: np.ndarray) -> Iterator[tuple[int, int, int]]:
@@ -118,15 +122,14 @@ def _components(fine: np.ndarray, diagonal: bool, sizes: bool = False) -> tuple[
         pixel in reading order, ``(m, 5)``; with ``sizes`` the area of the polygon through the centres of its outer
         pixels, for components without holes, ``(m,)``, else zeros.
     """
-    fine = np.pad(fine, 1)
+    fine = _framed(fine)
     hills, passes, heights = _hills(fine, diagonal)
     count = hills.max() + 1
-    slots = (hills * 256 + fine // np.uint32(FINE)).ravel()
-    y, x = np.indices(fine.shape, dtype=np.int32)
+    slots = (hills << 8 | fine >> SHIFT).ravel()
     # per hill and level the least of each, then the least at that level and above
     least = np.full((4, count * 256), NOWHERE, dtype=np.int32)
-    for row, values in zip(least, (x, y * fine.shape[1] + x, -x, -y), strict=True):
-        np.minimum.at(row, slots, values.ravel())
+    for row, values in zip(least, _places(fine.shape), strict=True):
+        np.minimum.at(row, slots, values)
     least = np.minimum.accumulate(least.reshape(4, count, 256)[..., ::-1], 2)[..., ::-1].transpose(1, 2, 0)
     least = np.ascontiguousarray(least)  # of hill after hill: joining two is then one pass over memory
     area = _areas(fine, hills, count) if sizes else None
@@ -141,6 +144,19 @@ def _components(fine: np.ndarray, diagonal: bool, sizes: bool = False) -> tuple[
     left, first, right, bottom = least[which, level + 1].T
     box = np.stack([left, first // fine.shape[1], -right, -bottom, first + 1], 1) - 1  # the frame is one pixel wide
     return level, box, area[which, level + 1] if sizes else np.zeros(len(level))
+
+
+def _framed(fine: np.ndarray) -> np.ndarray:
+    framed = np.zeros((fine.shape[0] + 2, fine.shape[1] + 2), dtype=fine.dtype)
+    framed[1:-1, 1:-1] = fine
+    return framed
+
+
+@functools.lru_cache(4)
+def _places(shape: tuple[int, int]) -> np.ndarray:
+    """Of each pixel x, its place in reading order, -x and -y, ``(4, H * W)``; maps of one size share it."""
+    y, x = np.indices(shape, dtype=np.int32).reshape(2, -1)
+    return np.stack([x, y * shape[1] + x, -x, -y])
 
 
 def _areas(fine: np.ndarray, hills: np.ndarray, count: int) -> np.ndarray:

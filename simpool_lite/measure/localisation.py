@@ -100,7 +100,7 @@ def _best_overlaps(maps: Tensor, boxes: list[Tensor], size: tuple[int, int], con
     for row, scores, truth in zip(best, stretched(maps, size), boxes, strict=True):
         constant = scores.min() == scores.max()
         levels, found = (np.arange(255), NO_CONTOUR) if constant else contour_boxes(scores, contours)
-        np.maximum.at(row, levels, _overlap_plus_one(found, truth.numpy()).max(1))
+        np.maximum.at(row, levels, _overlap_plus_one(found, truth.numpy()).max(0))
     return best
 
 
@@ -290,9 +290,10 @@ def _inside(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _overlap_plus_one(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """IoU of boxes ``(m, 4)`` and ``(k, 4)`` with x1 and y1 counted as inside, ``(m, k)``."""
-    both = np.minimum(found[:, None, 2:], truth[:, 2:]) - np.maximum(found[:, None, :2], truth[:, :2]) + 1
-    shared = both.clip(0).prod(-1)
-    return shared / (
-        (found[:, 2:] - found[:, :2] + 1).prod(-1)[:, None] + (truth[:, 2:] - truth[:, :2] + 1).prod(-1) - shared
-    )
+    """IoU of boxes ``(m, 4)`` and ``(k, 4)`` with x1 and y1 counted as inside, ``(k, m)``."""
+    x0, y0, x1, y1 = np.ascontiguousarray(found.T, dtype=float)  # whole rows of numbers are fast, rows of four are not
+    left, top, right, bottom = truth.T[:, :, None]
+    wide = np.minimum(x1, right) - np.maximum(x0, left) + 1
+    high = np.minimum(y1, bottom) - np.maximum(y0, top) + 1
+    shared = wide.clip(0) * high.clip(0)
+    return shared / ((x1 - x0 + 1) * (y1 - y0 + 1) + (right - left + 1) * (bottom - top + 1) - shared)
