@@ -290,7 +290,7 @@ def placed(drawn: Drawn | None, path: str | Path, geometry: Callable[[Any], Any]
     """
     if drawn is None or not len(drawn.boxes):
         return torch.zeros(0, 4)
-    size, orientation = _stored(path)
+    size, orientation = stored(path)
     upright = size if orientation < 5 else size[::-1]
     if drawn.size == upright != size:
         size, orientation = upright, 1
@@ -308,7 +308,7 @@ def placed(drawn: Drawn | None, path: str | Path, geometry: Callable[[Any], Any]
     return v2.functional.sanitize_bounding_boxes(boxes, min_size=1)[0].as_subclass(Tensor)
 
 
-def _stored(path: str | Path) -> tuple[tuple[int, int], int]:
+def stored(path: str | Path) -> tuple[tuple[int, int], int]:
     """(width, height) of a picture as its file has it, and which way up that is (EXIF, 1 to 8)."""
     with Image.open(path) as image:  # the head of the file only
         try:

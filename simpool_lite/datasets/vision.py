@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo, create_transform
 from torch import Tensor
 from torchvision import datasets, transforms
@@ -27,7 +27,7 @@ from torchvision.transforms import v2
 from ..checks import check_choice, check_int
 from . import LabelledImages, PixelImages, cache_folder, check_normalisation
 from .boxes import FOLDER as ANNOTATIONS
-from .boxes import BoxFiles, cub_boxes, find_boxes, geometry_of, placed
+from .boxes import BoxFiles, cub_boxes, find_boxes, geometry_of, placed, stored
 from .cache import cached_arrays
 from .images import IMG_EXTENSIONS, ImageFiles, list_images, open_image, unreadable, warn_ignored
 
@@ -97,6 +97,8 @@ class VisionImages(LabelledImages):
 class OxfordPets(VisionImages):
     """Oxford-IIIT Pet, 37 breeds, with masks from its trimaps (foreground; the uncertain border is not in).
 
+    A trimap lies on the pixels as the picture's file has them: it is turned with the picture (EXIF).
+
     Masks take the evaluation transform's resize and centre crop, so they fit the images only where nothing
     is random: `evaluation_size` is None, and so are masks and boxes, for an augmented set. They are read on
     first use (all of them: 180 MB for the 3,669 test images at 224 pixels).
@@ -116,12 +118,22 @@ class OxfordPets(VisionImages):
         paths = self.source.trimaps
         for index, position in enumerate(range(len(self)) if self.indices is None else self.indices.tolist()):
             with Image.open(paths[position]) as trimap:
-                masks[index] = to_tensor(geometry(trimap))[0] == 1  # 1 foreground, 2 background, 3 border
+                turned = _as_the_picture(trimap, self.source.paths[position])
+                masks[index] = to_tensor(geometry(turned))[0] == 1  # 1 foreground, 2 background, 3 border
         return masks
 
     @cached_property
     def boxes(self) -> list[Tensor] | None:  # type: ignore[override]
         return None if self.masks is None else [_tight_box(mask) for mask in self.masks]
+
+
+def _as_the_picture(trimap: Image.Image, path: str | Path) -> Image.Image:
+    """A trimap the way up its picture is shown, unless it was drawn on the upright one."""
+    size, orientation = stored(path)
+    if trimap.size != size and trimap.size == size[::-1]:
+        return trimap
+    trimap.getexif()[ExifTags.Base.Orientation] = orientation
+    return ImageOps.exif_transpose(trimap)
 
 
 class SmallImages(PixelImages):

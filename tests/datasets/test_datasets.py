@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch.utils.data import DataLoader, default_collate
 
 from simpool_lite.datasets import DATASETS, SPLITS, cache, load_data, photo_digits, vision
@@ -709,6 +709,31 @@ def test_oxford_pets_masks_lie_on_the_images(tmp_path):
     assert augmented.boxes is None
     part = load_data("oxford-pets", "train", data_root=tmp_path, image_size=96, augment=False, without_val=True)
     assert torch.equal(part.masks, data.masks)
+
+
+@pytest.mark.parametrize("drawn_upright", [False, True])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_oxford_pets_masks_are_turned_with_their_images(tmp_path, orientation, drawn_upright):
+    """A bright corner whose mask is the same corner, in pictures that lie on their side."""
+    root = tmp_path / "oxford-iiit-pet"
+    for folder in ("images", "annotations/trimaps"):
+        (root / folder).mkdir(parents=True)
+    pixels = np.full((60, 90), 20, np.uint8)
+    pixels[:30, :45] = 240
+    picture, exif = Image.fromarray(pixels).convert("RGB"), Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    upright = {1: 0, 3: 180, 6: 270, 8: 90}[orientation]  # counter-clockwise, what a viewer does
+    trimap = Image.fromarray(np.where(pixels > 100, 1, 2).astype(np.uint8))
+    trimap = trimap.rotate(upright, expand=True) if drawn_upright and upright % 180 else trimap
+    for number in range(2):
+        picture.save(root / f"images/pet_{number}.jpg", exif=exif, quality=95)
+        trimap.save(root / f"annotations/trimaps/pet_{number}.png")
+    lines = [f"pet_{number} {number + 1} 1 1" for number in range(2)]
+    for name in ("trainval", "test"):
+        (root / f"annotations/{name}.txt").write_text("\n".join(lines))
+    data = load_data("oxford-pets", "test", data_root=tmp_path, image_size=56)
+    bright = data.denormalize(data[0][0]).mean(0) > 0.5
+    assert (bright == data.masks[0]).float().mean() > 0.95 and data.masks[0].float().mean() > 0.1
 
 
 def write_small(root: Path, count=30, classes=("cat", "dog"), side=24, parts=("train", "test")) -> Path:
