@@ -18,7 +18,7 @@ help:
 	@echo "make test-browser  drive the explorer in Chromium, which must be installed; unproven, and no part of make test"
 	@echo "make soak       repeat faults and sizes (signals, full disk, 100,000 records, ...) and print what was seen"
 	@echo "make lab        open the notebooks in JupyterLab; options: make lab ARGS='--no-browser'"
-	@echo "make lint       check style (ruff)"
+	@echo "make lint       check style (ruff) and spelling (codespell)"
 	@echo "make format     repair style (ruff)"
 	@echo "make lock       renew constraints.txt with the newest versions that pyproject.toml admits"
 	@echo "make clean      remove caches and builds; .venv and runs/ stay"
@@ -88,8 +88,8 @@ soak: $(STAMP)
 	    exit 1; }
 
 lint: $(STAMP)
-	@$(PY) -m ruff check --quiet . && $(PY) -m ruff format --quiet --check . || { \
-	    echo "make lint failed. What can be repaired by itself is with: make format"; \
+	@$(PY) -m ruff check --quiet . && $(PY) -m ruff format --quiet --check . && $(PY) -m codespell_lib || { \
+	    echo "make lint failed. What can be repaired by itself is with: make format; words by hand"; \
 	    exit 1; }
 
 format: $(STAMP)

@@ -116,7 +116,7 @@ def add_list(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "list",
         help="show the notebooks, their parameters and how long they take",
-        description="Show the notebooks: title, time to read, time when last recorded, estimates per profile, "
+        description="Show the notebooks: title, cells, time to read, time when last recorded, estimates per profile, "
         "parameters.",
     )
     _add_notebooks(parser)
@@ -148,6 +148,9 @@ def add_student(commands: argparse._SubParsersAction) -> None:
         description="Write the notebooks as exercise sheets: empty cells for the answers, no outputs.",
     )
     _add_edition(parser, "student")
+    parser.add_argument(
+        "--colab", metavar="URL", help="address of the repository; each sheet can then be opened in Google Colab"
+    )
 
 
 def add_slides(commands: argparse._SubParsersAction) -> None:
@@ -178,7 +181,8 @@ def _edition(options: argparse.Namespace) -> int:
     try:
         folder = _notebooks(options)
         output = (options.output or folder.parent / "build" / options.edition).resolve()
-        written = write(folder, output, options.names)
+        more = {"repository": options.colab} if options.edition == "student" else {}
+        written = write(folder, output, options.names, **more)
     except (WorkbookError, FileNotFoundError) as error:
         return _wrong(error)
     print(*written, sep="\n")

@@ -23,6 +23,18 @@ ANSWER = "# Your answer"
 _WITH_SOLUTIONS = "Solutions are in the folded cells below each question."
 _WITHOUT = "Write your answers into the cells below each question."
 
+# The first cell of a sheet that is opened in Colab, where torch is installed and the repository is not.
+_COLAB = """\
+# In Google Colab: fetch the course and install what is missing, two minutes. Elsewhere this cell does nothing.
+import sys
+
+if "google.colab" in sys.modules:
+    !git clone --quiet --depth 1 {repository} simpool-course
+    !python -m pip install --quiet -e "./simpool-course[notebooks-cpu]"
+    %cd simpool-course/notebooks
+    sys.path.insert(0, "/content/simpool-course")\
+"""
+
 _SLIDES_INDEX = """\
 <!DOCTYPE html>
 <html lang="en">
@@ -52,18 +64,22 @@ _LINE_CHARACTERS = 95
 _CODE_LINE, _OUTPUT_LINE, _ROW, _PICTURE, _HEADING, _FORMULA = 0.75, 0.7, 0.85, 13, 2.2, 2.5
 
 
-def write_student(folder: Path, output: Path, names: Sequence[str] = ()) -> list[Path]:
+def write_student(folder: Path, output: Path, names: Sequence[str] = (), repository: str | None = None) -> list[Path]:
     """Write the notebooks without solutions and outputs, and the documents that they link to.
 
     Args:
         folder: where the notebooks are.
         output: the folder to write to.
         names: which notebooks, as for ``select``; without names all.
+        repository: the address that the course can be cloned from; then each sheet begins with a cell that does so in
+            Google Colab.
 
     Returns:
         The files written.
     """
     chosen = select(folder, names)
+    if repository is not None and not re.fullmatch(r"https://[\w./~-]+", repository):
+        raise WorkbookError(f"--colab: expected the https address of a repository, got {repository!r}")
     if output.resolve() in {path.parent.resolve() for path in chosen}:
         raise WorkbookError(f"--output: {output} holds the notebooks themselves; choose another folder")
     written, documents = [], []
@@ -71,6 +87,8 @@ def write_student(folder: Path, output: Path, names: Sequence[str] = ()) -> list
         node, _ = AnswerCells(enabled=True)(read(path), {})
         node, _ = ClearOutputPreprocessor(enabled=True)(node, {})
         node = for_commit(clean(node))
+        if repository is not None:
+            node.cells.insert(1, new_code_cell(_COLAB.format(repository=repository), id="colab"))
         for cell in node.cells:
             if cell.cell_type == "markdown":
                 cell.source = _relink(cell.source, path.parent, output, chosen, documents)

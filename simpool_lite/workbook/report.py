@@ -18,7 +18,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook
 from pygments.formatters import HtmlFormatter
 
-from .mathml import markdown_to_html, to_mathml
+from .mathml import markdown_to_html, text_of_markdown, to_mathml
 from .notebooks import duration, read, title, write_text
 from .runner import Outcome
 
@@ -151,8 +151,14 @@ def _card(outcome: Outcome) -> _Card:
 
 
 def first_sentence(node: NotebookNode) -> str:
-    """Return the first sentence of running text after the title, or "" without one."""
+    """Return the first sentence of running text after the title, or "" without one.
+
+    Bold words that end with a point, "The answer, in three sentences.", are a heading and no sentence.
+    """
     for block in _blocks(node):
+        label = block.find("strong", recursive=False)
+        if label and label.get_text().endswith(".") and not label.previous_sibling:
+            label.extract()
         if block.name == "p" and (text := " ".join(block.get_text().split())):
             # A sentence ends where something like a new one begins: not after the point of "e.g. this".
             return re.match(r".+?[.!?…](?=\s+[^\sa-z]|$)|.+", text)[0]
@@ -189,7 +195,10 @@ def style() -> str:
 
 
 class PageExporter(HTMLExporter):
-    """nbconvert's exporter, with formulas as MathML."""
+    """nbconvert's exporter, with formulas as MathML and an alternative text for each figure."""
+
+    def from_notebook_node(self, nb: NotebookNode, resources: dict | None = None, **kw: Any) -> tuple[str, dict]:
+        return super().from_notebook_node(with_alternative_text(nb), resources, **kw)
 
     @pass_context
     def markdown2html(self, context: Any, source: str) -> str:
@@ -198,6 +207,19 @@ class PageExporter(HTMLExporter):
     def default_filters(self) -> Iterator[tuple[str, Any]]:
         yield from super().default_filters()
         yield "latex2html", _latex_output
+
+
+def with_alternative_text(node: NotebookNode) -> NotebookNode:
+    """Return a copy whose figures have a text: their own (``use_course_style`` gives it), else their section's name."""
+    node, section = copy.deepcopy(node), title(node) or "this page"
+    for cell in node.cells:
+        if cell.cell_type == "markdown":
+            headings = re.findall(r"^#{2,3} (.+)$", cell.source, re.M)
+            section = text_of_markdown(headings[-1]) if headings else section
+        for output in cell.get("outputs", []):
+            for mime in {"image/png", "image/jpeg"} & output.get("data", {}).keys():
+                output.metadata.setdefault(mime, {}).setdefault("alt", f"Figure of {section}")
+    return node
 
 
 def _latex_output(tex: str) -> str:

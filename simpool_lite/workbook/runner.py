@@ -324,15 +324,15 @@ def times(outcomes: list[Outcome]) -> str:
 
 
 def listing(folder: Path, profiles: Sequence[str], width: int = 100) -> str:
-    """Return the table of ``list``: what there is, with which parameters, how long to read and to run per profile."""
-    rows = [("notebook", "title", "reading", "recorded", *profiles)]
+    """Return the table of ``list``: what there is, its cells, parameters, how long to read and to run per profile."""
+    rows = [("notebook", "title", "cells", "reading", "recorded", *profiles)]
     details = [""]
     for path in select(folder):
         node = read(path)
         note = node.metadata.get("simpool_lite", {})
         seconds = [note.get("seconds"), *map(note.get("estimates", {}).get, profiles)]
         reading = f"{sum(reading_minutes(node).values()):.0f} min"
-        rows.append((path.stem, title(node) or "–", reading, *map(duration, seconds)))
+        rows.append((path.stem, title(node) or "–", str(len(node.cells)), reading, *map(duration, seconds)))
         details.append(" ".join(f"{name}={value}" for name, value in declared_parameters(node).items()))
     return _table(rows, details, width)
 

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -109,6 +110,29 @@ def test_the_notebooks_themselves_are_not_overwritten(tmp_path, capsys):
     assert main(["student", "--notebooks", str(tmp_path), "--output", str(tmp_path)]) == 2
     assert "choose another folder" in capsys.readouterr().err
     assert (tmp_path / "a.ipynb").read_bytes() == before
+
+
+def test_a_sheet_for_colab_fetches_the_course_there_and_nowhere_else(tmp_path, capsys, monkeypatch):
+    from IPython.core.interactiveshell import InteractiveShell
+
+    save(tmp_path / "a.ipynb", new_markdown_cell("# A"), code("1"))
+    address = "https://example.org/someone/course"
+    options = ["--notebooks", str(tmp_path), "--output", str(tmp_path / "out")]
+    assert main(["student", *options, "--colab", address]) == 0
+    title, cell, rest = nbformat.read(tmp_path / "out" / "a.ipynb", 4).cells
+    assert (title.source, rest.source) == ("# A", "1")
+    shell, did = InteractiveShell(), []
+    monkeypatch.setattr(shell, "system", did.append)
+    monkeypatch.setattr(shell, "run_line_magic", lambda name, line, *rest: did.append(f"{name} {line}"))
+    shell.run_cell(cell.source).raise_error()
+    assert did == []
+    monkeypatch.setitem(sys.modules, "google.colab", sys)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    shell.run_cell(cell.source).raise_error()
+    assert did[0].endswith(f" {address} simpool-course") and did[0].startswith("git clone ")
+    assert "[notebooks-cpu]" in did[1] and did[2] == "cd simpool-course/notebooks"
+    assert main(["student", *options, "--colab", "; rm -r"]) == 2
+    assert "https address" in capsys.readouterr().err
 
 
 SLIDES = [

@@ -1,6 +1,8 @@
 """What the pages promise a reader: links that lead somewhere, words that are explained, times that hold."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -10,12 +12,14 @@ pytest.importorskip("nbconvert")
 
 from simpool_lite.files import repository_root  # noqa: E402
 from simpool_lite.workbook.notebooks import read, reading_minutes  # noqa: E402
+from simpool_lite.workbook.report import with_alternative_text  # noqa: E402
 
 FOLDER = repository_root() / "notebooks"
 COURSE = sorted(FOLDER.glob("*.ipynb"))
+DOCUMENTS = [*sorted(FOLDER.glob("*.md")), *(FOLDER.parent / name for name in ("README.md", "docs/teaching.md"))]
 ANCHORS = set(re.findall(r'<a id="([a-z-]+)"></a>', (FOLDER / "glossary.md").read_text(encoding="utf-8")))
-# Pages that open with their answer and their minutes; the others follow as they are rewritten.
-OPENED = [path for path in COURSE if path.stem[:2] in ("01", "02", "03", "09", "12", "A1")]
+# Pages that open with their answer and their minutes; others may follow.
+OPENED = [path for path in COURSE if path.stem[:2] in ("12", "13", "A1") or path.stem < "10"]
 MOST_MINUTES, MOST_CELLS = 45, 100  # of an opened page, exercises and their answers apart
 
 
@@ -30,6 +34,63 @@ def test_links_and_words_lead_somewhere(path):
         assert not file or (FOLDER / file).exists(), target
         if file == "glossary.md" and anchor:
             assert anchor in ANCHORS, target
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_documents_lead_somewhere(path):
+    text = path.read_text(encoding="utf-8")
+    headings = re.findall(r"^#+ (.+)$", text, re.M)
+    there = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings} | ANCHORS
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
+        file, _, anchor = target.partition("#")
+        assert not file or (path.parent / file).exists(), target
+        assert not anchor or anchor in there, target
+
+
+@pytest.mark.parametrize("path", COURSE, ids=lambda path: path.stem)
+def test_every_figure_has_alternative_text(path):
+    for cell in with_alternative_text(read(path)).cells:
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                words = output.metadata["image/png"]["alt"]
+                assert len(words) > 5 and "without words" not in words, f"cell {cell.id}: {words!r}"
+    for words, target in re.findall(r"!\[([^\]]*)\]\(([^)\s]+)\)", prose(path)):
+        assert words, target
+
+
+def test_the_page_of_the_report_says_what_a_figure_shows(tmp_path):
+    """A figure of the course's style says its words, which reach the page's alternative text."""
+    from simpool_lite.__main__ import main
+
+    source = "import matplotlib.pyplot as plt\n\nfrom simpool_lite.lab import use_course_style\n\nuse_course_style()\n"
+    source += (
+        'plt.plot([1, 2], label="GAP")\nplt.title("<Who> is ahead?")\nplt.xlabel("step")\nplt.legend()\nplt.show()'
+    )
+    node = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A"), nbformat.v4.new_code_cell(source)])
+    nbformat.write(node, tmp_path / "a.ipynb")
+    assert main(["run", "--notebooks", str(tmp_path), "--output", str(tmp_path / "out"), "--no-progress"]) == 0
+    page = (tmp_path / "out" / "a.html").read_text(encoding="utf-8")
+    assert 'alt="&lt;Who&gt; is ahead?: step; GAP."' in page
+
+
+def test_the_words_are_spelled_rightly():
+    """Of the notebooks; of all other files `make lint` looks after."""
+    text = "\n\n".join(cell.source for path in COURSE for cell in read(path).cells)
+    command = [sys.executable, "-m", "codespell_lib", "-"]
+    found = subprocess.run(command, input=text, capture_output=True, text=True, cwd=FOLDER.parent).stdout
+    assert " ==> " not in found, "\n".join(line for line in found.splitlines() if " ==> " in line)
+
+
+def test_every_page_is_on_the_map():
+    sys.path.insert(0, str(FOLDER.parent / "docs"))
+    try:
+        import course_map
+    finally:
+        sys.path.pop(0)
+    assert {path.stem[:2] for path in COURSE} <= course_map.PAGES.keys()
+    assert all(need in course_map.PAGES for *_, needs in course_map.PAGES.values() for need in needs)
+    drawn, new = (re.sub(" ?waits", "", text) for text in (course_map.PICTURE.read_text(), course_map.course_map()))
+    assert drawn == new, "draw it again: python docs/course_map.py"
 
 
 def test_every_word_of_the_glossary_can_be_linked():

@@ -430,10 +430,10 @@ def test_list_shows_titles_times_and_parameters(tmp_path, capsys):
     save(tmp_path / "1-b.ipynb", code("1"))
     assert main(["list", "--notebooks", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["notebook", "title", "reading", "recorded", "smoke", "laptop", "gpu"]
-    assert re.split(r"  +", lines[1]) == ["0-a", "First one", "0 min", "42 s", "2 min", "1 h", "–"]
+    assert lines[0].split() == ["notebook", "title", "cells", "reading", "recorded", "smoke", "laptop", "gpu"]
+    assert re.split(r"  +", lines[1]) == ["0-a", "First one", "2", "0 min", "42 s", "2 min", "1 h", "–"]
     assert lines[2].strip() == "seeds=5 lr=0.1"
-    assert re.split(r"  +", lines[3]) == ["1-b", "–", "0 min", "–", "–", "–", "–"]
+    assert re.split(r"  +", lines[3]) == ["1-b", "–", "1", "0 min", "–", "–", "–", "–"]
 
 
 def test_thumbnail_and_sentence_are_chosen():
