@@ -31,7 +31,17 @@ def figures() -> dict[str, str]:
     network = networks.set_index(["backbone", "task", "pooling"])["times GAP"]
     made["resnet50"] = f"{network['resnet50', 'training step', 'simpool']:.2f}"
     ratio = workers.set_index("backbone")["workers, times threads"]
-    return made | {f"workers {backbone}": f"{value:.2f}" for backbone, value in ratio.items()}
+    made |= {f"workers {backbone}": f"{value:.2f}" for backbone, value in ratio.items()}
+    return made | {"soak": f"\n\n{reliability(pd.read_csv(RECORDS / 'soak.csv'))}\n\n"}
+
+
+def reliability(soak: pd.DataFrame) -> str:
+    """The table of `benchmarks.soak`, with its dates and machines."""
+    lines = ["| what | seen | promised at most |", "| --- | --- | --- |"]
+    lines += [f"| {row.what} | {row.figure:.3g} | {row.most:g} |" for row in soak.itertuples()]
+    when, where = ", ".join(sorted(soak.date.unique())), "; ".join(soak.machine.unique())
+    load = f"{soak.load.min():.1f} to {soak.load.max():.1f}"
+    return "\n".join(lines) + f"\n\n{when}, {where}, while {load} other processes wanted each core."
 
 
 def main() -> int:

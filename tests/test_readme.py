@@ -69,8 +69,19 @@ def test_the_headline_runs_are_recorded():
 
 def test_the_figures_are_the_recorded_ones():
     assert subprocess.run([sys.executable, "-m", "benchmarks.readme", "--check"], cwd=ROOT).returncode == 0
-    figures = re.findall(r"<!-- [^>]+ -->([^<]+)<!-- end -->", README)
+    figures = re.findall(r"<!-- (?!soak)[^>]+ -->([^<]+)<!-- end -->", README)
     assert len(figures) == 12 and all(float(figure) > 1 for figure in figures)
+
+
+def test_reliability_shows_every_figure_with_its_promise_date_and_machine():
+    soak = pd.read_csv(ROOT / "data" / "benchmarks" / "soak.csv")
+    shown = re.search(r"<!-- soak -->(.*?)<!-- end -->", README, re.S)[1]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in shown.splitlines() if line.startswith("| ")][
+        2:
+    ]
+    assert [(what, float(most)) for what, _, most in rows] == list(zip(soak.what, soak.most, strict=True))
+    assert [float(seen) for _, seen, _ in rows] == pytest.approx(soak.figure.tolist(), rel=5e-3)
+    assert all(text in shown for text in (*soak.date, *soak.machine))
 
 
 def test_the_models_are_known_to_timm():
