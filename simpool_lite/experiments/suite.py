@@ -83,6 +83,25 @@ METHODS = {
     "SimPool": {"pool": "simpool"},
 }
 CLS = {"CLS": {"pool": "cls"}}
+# The attentive probes on 8 x 8 positions, the linear probe first. EP is the published one; the others say how many
+# queries it has and how wide its output is.
+PROBES = {
+    "GAP": {"pool": "gap"},
+    "SimPool": {"pool": "simpool"},
+    "eSimPool": {"pool": "esimpool"},
+    "EP": {"pool": "ep"},
+    "AIM": {"pool": "aim"},
+    "CAE": {"pool": "cae"},
+    "CLIP": {"pool": "clip", "pool_kwargs": {"feat_size": 8}},
+    "CoCa": {"pool": "coca"},
+    "DOLG": {"pool": "dolg"},
+    "JEPA": {"pool": "jepa"},
+    "SigLIP": {"pool": "siglip"},
+}
+EP_TRADE = {
+    f"EP {queries}, {width}": {"pool": "ep", "pool_kwargs": {"num_queries": queries, "d_out": d_out}}
+    for queries, width, d_out in ((1, "d", 1), (8, "d", 1), (1, "d/4", 4), (8, "d/4", 4))
+}
 UNIVERSAL = {name: METHODS[name] for name in ("GAP", "max", "GeM", "SimPool")}
 
 CONDITIONS = {
@@ -276,6 +295,25 @@ EXPERIMENTS = (
         smoke=("SimPool", "sparsemax", "GAP"),
         trunks=("GAP",),
         paper=LEFT_OF_TABLE_10,
+    ),
+    Experiment(
+        name="probing",
+        notebook="14",
+        question="which attentive probe gets most out of frozen features",
+        kind="convnet",
+        variants=PROBES | EP_TRADE,
+        smoke=("GAP", "SimPool", "EP"),
+        baseline="GAP",
+    ),
+    Experiment(
+        name="probing",
+        notebook="14",
+        question="the same of a transformer that was trained to read its class token",
+        kind="transformer",
+        variants=PROBES | {"CLIP": {"pool": "clip", "pool_kwargs": {"feat_size": 5}}},
+        smoke=("GAP", "SimPool", "EP"),
+        trunks=("CLS",),
+        baseline="GAP",
     ),
 )
 
