@@ -303,16 +303,7 @@ EXPERIMENTS = (
         kind="convnet",
         variants=PROBES | EP_TRADE,
         smoke=("GAP", "SimPool", "EP"),
-        baseline="GAP",
-    ),
-    Experiment(
-        name="probing",
-        notebook="14",
-        question="the same of a transformer that was trained to read its class token",
-        kind="transformer",
-        variants=PROBES | {"CLIP": {"pool": "clip", "pool_kwargs": {"feat_size": 5}}},
-        smoke=("GAP", "SimPool", "EP"),
-        trunks=("CLS",),
+        trunks=("GAP", "SimPool"),
         baseline="GAP",
     ),
 )
