@@ -25,9 +25,9 @@ def _follows_the_rule(function) -> bool:
 EXERCISES = {
     1: Exercise(
         form="a number of parameters",
-        right=lambda n: near(n, 122_880, 0),
+        right=lambda n: near(n, 98_304, 0),
         hint="There are the queries, each as wide as a position, and a matrix from all channels to the narrow output.",
-        wrong=[64 * 768 + 768 * 768, 64 * 96 + 768 * 96, 768 * 96],
+        wrong=[32 * 768 + 768 * 768, 32 * 96 + 768 * 96, 768 * 96],
     ),
     2: Exercise(
         form="a function of maps (B, M, N) that returns (B, M, M)",
