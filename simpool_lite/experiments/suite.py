@@ -303,7 +303,17 @@ EXPERIMENTS = (
         kind="convnet",
         variants=PROBES | EP_TRADE,
         smoke=("GAP", "SimPool", "EP"),
-        trunks=("GAP", "SimPool"),
+        trunks=("GAP",),
+        baseline="GAP",
+    ),
+    Experiment(
+        name="probing",
+        notebook="14",
+        question="the same of features that were trained for attention",
+        kind="convnet",
+        variants={name: PROBES[name] for name in ("GAP", "SimPool", "eSimPool", "EP", "AIM", "CAE", "SigLIP")},
+        smoke=("GAP", "SimPool", "EP"),
+        trunks=("SimPool",),
         baseline="GAP",
     ),
 )
