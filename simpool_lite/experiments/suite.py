@@ -42,6 +42,7 @@ class Experiment:
         baseline: the variant that the others are compared with.
         regimes: in which it is run.
         trunks: for "head": what the trunks are trained with; left out, all of :data:`TRUNKS`.
+        most_seeds: how many are enough, whatever the setting says.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Experiment:
     baseline: str = "SimPool"
     regimes: tuple[str, ...] = ("head",)
     trunks: tuple[str, ...] = ()
+    most_seeds: int = 1000
 
 
 HEAD_SEEDS = 6  # at least: two for each of three trunks
@@ -315,6 +317,7 @@ EXPERIMENTS = (
         smoke=("GAP", "SimPool", "EP"),
         trunks=("SimPool",),
         baseline="GAP",
+        most_seeds=TRUNK_SEEDS,
     ),
 )
 
@@ -397,7 +400,7 @@ class Setting:
         if smoke:
             seeds = min(seeds, SMOKE_SEEDS)
         elif regime == "head":
-            seeds = max(seeds, HEAD_SEEDS)
+            seeds = min(max(seeds, HEAD_SEEDS), part.most_seeds)
         backbone = self._backbone(part)
         base = self._base(regime, backbone, part)
         variants = {
