@@ -359,7 +359,7 @@ def _probe(options: argparse.Namespace) -> int:
     folder, margin = chosen.pop("output") or Path("runs", f"probe-{chosen['backbone']}"), chosen.pop("margin")
     try:
         runs = probe_backbone(store=Store(folder), **chosen)
-        table = decide(runs, BASELINE, margin)
+        table = decide(runs, BASELINE, margin, sequential=chosen["precision"] is not None)
     except (ValueError, FileNotFoundError) as error:
         return _wrong(error)
     table.to_csv(folder / "table.csv")

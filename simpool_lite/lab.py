@@ -22,6 +22,7 @@ from .experiments.budgets import BUDGETS
 from .experiments.config import RunConfig
 from .experiments.evidence import image_errors, judge, recorded_runs
 from .experiments.grid import Grid, run, summary
+from .experiments.heads import frozen_features
 from .experiments.localising import localise
 from .experiments.measures import as_shares, baseline_measures, decide_measure, first_images, from_bytes, measured
 from .experiments.paper import paper_table, published
@@ -67,4 +68,5 @@ from .models.pooled import patch_features
 from .pooling import AblatedSimPool, Part, Pool, f_alpha, framework, register_pool
 from .pooling.attend import attend
 from .pooling.framework import cosine, dot, negative_distance, ones, softmax, split_heads
+from .training.probes import fit_heads, probe
 from .workbook.exercises import check

@@ -45,6 +45,7 @@ class Experiment:
         baseline: the variant that the others are compared with.
         regimes: in which it is run.
         trunks: for "head": what the trunks are trained with; left out, all of :data:`TRUNKS`.
+        most_seeds: how many are enough, whatever the setting says.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Experiment:
     baseline: str = "SimPool"
     regimes: tuple[str, ...] = ("head",)
     trunks: tuple[str, ...] = ()
+    most_seeds: int = 1000
 
 
 TRUNKS = {"convnet": ("GAP", "GeM", "SimPool"), "transformer": ("CLS", "GAP", "SimPool")}  # what trains them
@@ -86,6 +88,25 @@ METHODS = {
     "SimPool": {"pool": "simpool"},
 }
 CLS = {"CLS": {"pool": "cls"}}
+# The attentive probes on 8 x 8 positions, the linear probe first. EP is the published one; the others say how many
+# queries it has and how wide its output is.
+PROBES = {
+    "GAP": {"pool": "gap"},
+    "SimPool": {"pool": "simpool"},
+    "eSimPool": {"pool": "esimpool"},
+    "EP": {"pool": "ep"},
+    "AIM": {"pool": "aim"},
+    "CAE": {"pool": "cae"},
+    "CLIP": {"pool": "clip", "pool_kwargs": {"feat_size": 8}},
+    "CoCa": {"pool": "coca"},
+    "DOLG": {"pool": "dolg"},
+    "JEPA": {"pool": "jepa"},
+    "SigLIP": {"pool": "siglip"},
+}
+EP_TRADE = {
+    f"EP {queries}, {width}": {"pool": "ep", "pool_kwargs": {"num_queries": queries, "d_out": d_out}}
+    for queries, width, d_out in ((1, "d", 1), (8, "d", 1), (1, "d/4", 4), (8, "d/4", 4))
+}
 UNIVERSAL = {name: METHODS[name] for name in ("GAP", "max", "GeM", "SimPool")}
 
 CONDITIONS = {
@@ -302,6 +323,27 @@ EXPERIMENTS = (
         trunks=("GAP",),
         paper=LEFT_OF_TABLE_10,
     ),
+    Experiment(
+        name="probing",
+        notebook="14",
+        question="which attentive probe gets most out of frozen features",
+        kind="convnet",
+        variants=PROBES | EP_TRADE,
+        smoke=("GAP", "SimPool", "EP"),
+        trunks=("GAP",),
+        baseline="GAP",
+    ),
+    Experiment(
+        name="probing",
+        notebook="14",
+        question="the same of features that were trained for attention",
+        kind="convnet",
+        variants={name: PROBES[name] for name in ("GAP", "SimPool", "eSimPool", "EP", "AIM", "CAE", "SigLIP")},
+        smoke=("GAP", "SimPool", "EP"),
+        trunks=("SimPool",),
+        baseline="GAP",
+        most_seeds=TRUNK_SEEDS,
+    ),
 )
 
 
@@ -384,7 +426,7 @@ class Setting:
         if smoke:
             seeds = min(seeds, SMOKE_SEEDS)
         elif regime == "head":
-            seeds = max(seeds, PLANNED_SEEDS["head"])
+            seeds = min(max(seeds, PLANNED_SEEDS["head"]), part.most_seeds)
         backbone = self._backbone(part)
         base = self._base(regime, backbone, part)
         variants = {

@@ -64,28 +64,15 @@ def probe(
     val: Features | tuple[Tensor, Tensor],
     test: Features | tuple[Tensor, Tensor],
     variants: dict[str, dict],
-    *,
-    seeds: int = 5,
-    rates: Sequence[float] = RATES,
-    epochs: int = 6,
-    batch_size: int = 128,
-    weight_decay: float = 0.05,
-    bootstrap: bool = False,
-    progress: bool = True,
+    **how: object,
 ) -> pd.DataFrame:
     """Train poolings on frozen features: each variant's rate chosen on ``val``, all heads in the same passes.
 
     Args:
         train, val, test: of :func:`cached_features`, or pairs of features ``(n, N, d)`` and labels ``(n,)``.
         variants: name to ``pool`` and the pooling's own arguments: ``{"SimPool": {"pool": "simpool", "gamma": 2.0}}``.
-        seeds: of the initialisation, 0, 1, 2, ...; all share one order of the images.
-        rates: learning rates to choose from, by the accuracy on ``val`` of one head each, whose seed is not reported.
-        epochs: passes over the training features.
-        batch_size: features per step.
-        weight_decay: of AdamW.
-        bootstrap: each seed counts each training image as often as a draw with replacement has it, the same for all
-            variants, so that the spread over seeds holds that of the training images, too.
-        progress: show a bar over the epochs.
+        **how: ``seeds``, ``rates``, ``epochs``, ``batch_size``, ``weight_decay``, ``bootstrap`` and ``progress`` of
+            :func:`fit_heads`.
 
     Returns:
         One row per variant and seed: ``variant seed top1 loss learning_rate parameters seconds status``; ``top1`` in
@@ -103,10 +90,8 @@ def probe(
     """
     parts = (train, val, test) = [_features(*part) for part in (("train", train), ("val", val), ("test", test))]
     classes = 1 + int(max(part.labels.max() for part in parts))
-    how = {"epochs": epochs, "batch_size": batch_size, "weight_decay": weight_decay, "progress": progress}
-    how["bootstrap"] = bootstrap
     rows = []
-    for fitted in fit_heads(train, val, variants, classes, seeds=seeds, rates=rates, **how):
+    for fitted in fit_heads(train, val, variants, classes, **how):
         correct, loss, _ = measure_head(fitted.head, test.tokens, test.labels, test.grid)
         top1 = 100 * correct.float().mean().item() if fitted.finite else math.nan
         row = {"variant": fitted.variant, "seed": fitted.seed, "top1": top1, "loss": loss}
@@ -141,7 +126,24 @@ def fit_heads(
     bootstrap: bool = False,
     progress: bool = True,
 ) -> list[Fitted]:
-    """The heads of :func:`probe`, whose arguments these are, for ``classes`` classes: per variant one per seed."""
+    """The trained heads behind :func:`probe`: per variant one per seed, each at its variant's best rate.
+
+    Args:
+        train, val: what they are trained on, and what the rates are chosen on.
+        variants: as in :func:`probe`.
+        classes: how many there are.
+        seeds: of the initialisation, 0, 1, 2, ...; all share one order of the images.
+        rates: learning rates to choose from, by the accuracy on ``val`` of one head each, whose seed is not reported.
+        epochs: passes over the training features.
+        batch_size: features per step.
+        weight_decay: of AdamW.
+        bootstrap: each seed counts each training image as often as a draw with replacement has it, the same for all
+            variants, so that the spread over seeds holds that of the training images, too.
+        progress: show a bar over the epochs.
+
+    Raises:
+        ValueError: as in :func:`probe`.
+    """
     check_int("seeds", seeds, 1)
     how = {"epochs": epochs, "batch_size": batch_size, "weight_decay": weight_decay, "seed": 0, "progress": progress}
 
