@@ -40,6 +40,7 @@ FOLDER = "without-labels"  # of a store
 SIDE = 32
 IMAGES = {"size": SIDE, "object_size": (20, 24), "distractors": 0}
 BANK, QUERIES = 4096, 1024  # images that vote, or are ranked; images that are classified
+WATCHED = 2048, 1024  # the same after each epoch, on the splits train and val
 RANKING, CUT = 256, 512  # of the queries: those that rank the bank, and those whose boxes are looked for
 GRID = 12  # positions along a side that discovery asks for; images are enlarged until there are as many
 SEGMENTED = 1024  # images of the bank that the linear segmentation is trained on
@@ -130,11 +131,11 @@ def train_run(run: Run, device: str = "auto", progress: bool = True) -> tuple[nn
     """
     if run.training == "none":
         return make(run).eval(), []
-    data, val = images("train", run.images, run.clutter, run.target), images("val", 1024, run.clutter)
+    data = images("train", run.images, run.clutter, run.target)
+    bank, val = (images(*part, run.clutter) for part in zip(("train", "val"), WATCHED, strict=True))
 
     def neighbours(model: nn.Module) -> dict[str, float]:
-        votes, asked = (features(model, part) for part in (images("train", 2048, run.clutter), val))
-        return _knn(votes, images("train", 2048, run.clutter), asked, val)
+        return _knn(features(model, bank), bank, features(model, val), val)
 
     settings = {"epochs": run.epochs, "batch_size": run.batch_size, "learning_rate": run.learning_rate}
     settings |= {"seed": run.seed, "progress": progress}

@@ -14,7 +14,7 @@ from simpool_lite.models import patch_features
 from simpool_lite.training.dino import _check_health
 
 TINY = Run("SimPool", images=32, epochs=1, batch_size=16)
-SMALL = {"BANK": 128, "QUERIES": 64, "RANKING": 16, "CUT": 16, "SEGMENTED": 64, "FEW": 32}
+SMALL = {"BANK": 128, "WATCHED": (64, 64), "QUERIES": 64, "RANKING": 16, "CUT": 16, "SEGMENTED": 64, "FEW": 32}
 
 
 @pytest.fixture

@@ -160,6 +160,13 @@ def test_the_teacher_is_the_moving_average(data):
     assert all(moved)
 
 
+def test_the_teachers_of_several_processes_begin_as_the_first_ones_student(data, monkeypatch):
+    """What the first process sends arrives before the copy; with a momentum of one the teacher stays what it was."""
+    monkeypatch.setattr("simpool_lite.training.dino.broadcast", lambda tensor: tensor.fill_(0.01))
+    teacher, _ = run(tiny(), data, epochs=1, batch_size=12, momentum=1.0, stop_if_collapsed=False)
+    assert all(torch.equal(p, torch.full_like(p, 0.01)) for p in teacher.parameters())
+
+
 def test_who_sees_what(whole):
     """The student all crops, the teacher the large ones, where nothing is dropped; both have the pooling's gamma."""
     a_step = [(False, (8, 32, 6, 6)), (True, (8, 32, 6, 6)), (True, (4, 32, 3, 3))]  # batches of four images
