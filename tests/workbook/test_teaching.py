@@ -19,7 +19,7 @@ COURSE = sorted(FOLDER.glob("*.ipynb"))
 DOCUMENTS = [*sorted(FOLDER.glob("*.md")), *(FOLDER.parent / name for name in ("README.md", "docs/teaching.md"))]
 ANCHORS = set(re.findall(r'<a id="([a-z-]+)"></a>', (FOLDER / "glossary.md").read_text(encoding="utf-8")))
 # Pages that open with their answer and their minutes; others may follow.
-OPENED = [path for path in COURSE if path.stem[:2] in ("12", "13", "A1") or path.stem < "10"]
+OPENED = [path for path in COURSE if path.stem[:2] in ("13", "A1") or path.stem < "13"]
 MOST_MINUTES, MOST_CELLS = 45, 100  # of an opened page, exercises and their answers apart
 
 
