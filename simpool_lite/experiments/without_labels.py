@@ -45,8 +45,8 @@ RANKING, CUT = 256, 512  # of the queries: those that rank the bank, and those w
 GRID = 12  # positions along a side that discovery asks for; images are enlarged until there are as many
 SEGMENTED = 1024  # images of the bank that the linear segmentation is trained on
 FEW = 256  # labelled images of fine-tuning
-# Points of k-NN, stated before the runs of the seeds 1 and 2: what a training has to add to the untrained network and
-# to pixels, with every seed; and what would matter between two poolings.
+# Points of k-NN. What a training has to add to the untrained network and to pixels, with every seed: stated before the
+# runs of the seeds 1 and 2. What would matter between two poolings: stated before the second run of GAP.
 LEARNED, MATTERS = 3.0, 2.0
 CROPS = {"global_size": 24, "local_size": 12, "local_crops": 1, "local_scale": (0.15, 0.4), "blur": 0.5}
 HEAD = {"outputs": 256, "hidden": 256, "bottleneck": 64}
