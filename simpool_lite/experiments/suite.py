@@ -38,7 +38,6 @@ class Experiment:
         smoke: the variants that the profile "smoke" keeps.
         paper: the rows of the paper beside it, as arguments of :func:`~simpool_lite.experiments.paper.published`.
         condition: what is special about this part.
-        dataset: the one that it is of; left out, the reader's.
         images: options of photo-digits that differ.
         changes: further fields that all variants share.
         keep_models: seeds below this keep their trained model.
@@ -56,7 +55,6 @@ class Experiment:
     smoke: tuple[str, ...]
     paper: dict[str, str | tuple[str, ...]] = field(default_factory=dict)
     condition: str = ""
-    dataset: str = ""
     images: dict = field(default_factory=dict)
     changes: dict = field(default_factory=dict)
     keep_models: int = 0
@@ -186,17 +184,6 @@ EXPERIMENTS = (
         kind="convnet",
         variants=UNIVERSAL,
         smoke=("GAP", "SimPool"),
-    ),
-    Experiment(
-        name="witness",
-        notebook="04",
-        question="the same on CIFAR-10, whose objects fill the image",
-        kind="convnet",
-        dataset="cifar10",
-        variants=UNIVERSAL
-        | {"gamma 2": _simpool(gamma=2.0), "LN none": _ablated(norm=""), "U0 learned": _ablated(init="learned")},
-        smoke=("GAP", "SimPool"),
-        trunks=("GAP", "SimPool"),
     ),
     *(
         Experiment(
@@ -390,8 +377,8 @@ class Setting:
     def grids(self, name: str, regime: str) -> list[Grid]:
         """The grids of an experiment, one per backbone, condition and, in the regime "head", per kind of trunk.
 
-        There is none for a kind of backbone that the reader did not name, for a regime in which the experiment is not
-        run, and for another data set than the experiment's own.
+        There is none for a kind of backbone that the reader did not name, and none for a regime in which the experiment
+        is not run.
 
         Raises:
             ValueError: there is no such experiment or regime.
@@ -408,7 +395,6 @@ class Setting:
         if not parts:
             names = ", ".join(dict.fromkeys(experiment.name for experiment in EXPERIMENTS))
             raise ValueError(f"name: expected an experiment ({names}), got {name!r}")
-        parts = [part for part in parts if part.dataset in ("", self.dataset)]
         return [part for part in parts if part.condition in self._conditions() and self._backbone(part)]
 
     def _conditions(self) -> Collection[str]:
@@ -466,7 +452,7 @@ class Setting:
     def _variant(self, regime: str, backbone: str, name: str, changes: dict) -> dict:
         """A variant's pooling, SimPool unless it names one, and its own learning rate."""
         budget = BUDGETS[regime].get(backbone, OTHER)
-        changes = {"pool": "simpool", "learning_rate": budget.learning_rates.get(name, 1e-3)} | changes
+        changes = {"pool": "simpool"} | changes | {"learning_rate": budget.learning_rates.get(name, 1e-3)}
         if options := budget.model_options | changes.get("model_options", {}):
             changes["model_options"] = options
         return changes
