@@ -205,7 +205,9 @@ def recorded_results() -> Path:
 
 
 def record(experiment: str, store: Store) -> list[Path]:
-    """Copy an experiment's runs into the recorded results: the only thing that ever writes there.
+    """Copy an experiment's finished runs into the recorded results: the only thing that ever writes there.
+
+    Runs of the profile "smoke" stay where they are.
 
     Args:
         experiment: its name, as in the column ``experiment``.
@@ -218,9 +220,10 @@ def record(experiment: str, store: Store) -> list[Path]:
         ValueError: the store has no finished run of that experiment.
     """
     records = store.records()
-    records = records[records.experiment == experiment].sort_values(["backbone", "trunk", "variant", "seed"])
+    wanted = (records.experiment == experiment) & (records.status == "ok") & (records.profile != "smoke")
+    records = records[wanted].sort_values(["backbone", "trunk", "variant", "seed"])
     if records.empty:
-        raise ValueError(f"experiment: expected one with runs in {store.folder}, got {experiment!r}")
+        raise ValueError(f"experiment: expected one with finished runs in {store.folder}, got {experiment!r}")
     curves, measures, target, written = store.curves(), store.measures(), recorded_results(), []
     for regime, of_regime in records.groupby("regime"):
         name = f"{experiment.removesuffix(f'-{regime}')}-{regime}.parquet"

@@ -206,16 +206,20 @@ def test_record_copies_an_experiment(tmp_path, monkeypatch):
     monkeypatch.setattr("simpool_lite.experiments.store.recorded_results", lambda: target)
     assert record("test", store) == [target / "test-once.parquet"]
     head = dataclasses.replace(configs[0], regime="head", trunk={"pool": "gap", "seed": 0})
-    store.add(make_record(head, {"top1": 1.0}, experiment="both", variant="v", profile="smoke", device="cpu"))
+    labels = {"experiment": "both", "variant": "v", "device": "cpu"}
+    store.add(make_record(head, {"top1": 1.0}, **labels, profile="laptop"))
+    store.add(make_record(dataclasses.replace(head, seed=1), {"top1": 1.0}, **labels, profile="smoke"))
+    store.add(make_record(dataclasses.replace(head, seed=2), {}, **labels, profile="laptop", status="failed"))
     assert (
         record("both", store) == [target / "both-head.parquet"] and not (target / "curves/both-head.parquet").exists()
     )
+    assert pd.read_parquet(target / "both-head.parquet").config_hash.tolist() == [head.hash()]
     (target / "both-head.parquet").unlink()
     recorded = Store(target)
     assert recorded.records().config_hash.tolist() == [config.hash() for config in configs]
     assert len(recorded.curves()) == 2 * 4
     assert recorded.model_path(configs[0]).parent == target / "models"
-    with pytest.raises(ValueError, match=r"experiment: expected one with runs in .* got 'nonesuch'"):
+    with pytest.raises(ValueError, match=r"experiment: expected one with finished runs in .* got 'nonesuch'"):
         record("nonesuch", store)
 
 
