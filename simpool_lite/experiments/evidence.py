@@ -64,8 +64,8 @@ def judge(
     """The verdicts on a grid's runs: :func:`~simpool_lite.measure.decide.decide` as the course uses it.
 
     Intervals hold for these trunks (the seeds that share one are a block) and, of top1, take the choice of test images
-    in. Where a variant other than the baseline, which further tables share, has more runs than :data:`PLANNED_SEEDS`,
-    their number followed from the results.
+    in. Where a variant has more runs than :data:`PLANNED_SEEDS`, their number followed from the results; the baseline
+    and SimPool do not count, whose further runs other tables asked for.
 
     Args:
         runs: records of one grid.
@@ -74,7 +74,7 @@ def judge(
         metric: the column to compare.
         published: the paper's numbers by variant.
     """
-    others = runs[runs.variant != baseline]
+    others = runs[~runs.variant.isin({baseline, "SimPool"})]
     followed = others.groupby("variant").seed.nunique().max() > PLANNED_SEEDS[runs.regime.iloc[0]]
     blocks = "trunk" if runs.trunk.nunique() > 1 else None
     errors = image_errors(runs, baseline) if metric == "top1" else None
