@@ -259,4 +259,4 @@ def test_device_names():
 def test_command_line_records(tmp_path):
     command = [sys.executable, "-m", "simpool_lite", "record", "nonesuch", "--store", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(tmp_path))
-    assert done.returncode == 2 and "experiment: expected one with runs" in done.stderr
+    assert done.returncode == 2 and "experiment: expected one with finished runs" in done.stderr

@@ -140,7 +140,7 @@ def test_names_cover_neither_each_other_nor_dots_and_no_line_crosses_them(runs):
     for line in axis.lines:  # from a far name to its dot
         path = axis.transData.transform_path(line.get_path())
         away = np.abs(axis.transData.transform(dots.get_offsets()) - path.vertices[1]).max(1)
-        assert away.min() < 0.01
+        assert away.min() < 0.1  # pixels
         own = runs["variant"].unique()[away.argmin()]
         others = [box for text, box in boxes.items() if text.get_text() != own]
         assert not any(path.intersects_bbox(box, filled=False) for box in others)
