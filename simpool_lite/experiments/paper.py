@@ -54,7 +54,7 @@ def published(table: str, **where: str | Collection[str]) -> dict[str, float]:
         **where: see :func:`paper_table`.
 
     Returns:
-        Row to value, for example for ``compare(..., published=...)``.
+        Row to value, for example for ``judge(..., published=...)``.
 
     Raises:
         ValueError: as in :func:`paper_table`; or a row has two numbers: the message names the columns in which they

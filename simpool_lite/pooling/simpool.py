@@ -151,7 +151,6 @@ class SimPool(AttentionPool):
 
 def shifted_to_positive(V: Tensor, shift: Shift) -> Tensor:
     """V - min V + 1e-6, the minimum over all elements of each image, of the batch, or over each channel's positions."""
-    axes = {"image": (1, 2), "batch": (0, 1, 2) if V.shape[0] else (1, 2), "channel": (1,)}[
-        shift
-    ]  # no images, no minimum
+    over_batch = (0, 1, 2) if V.shape[0] else (1, 2)  # no images, no minimum
+    axes = {"image": (1, 2), "batch": over_batch, "channel": (1,)}[shift]
     return V - V.amin(axes, keepdim=True) + POSITIVE
