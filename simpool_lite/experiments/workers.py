@@ -6,17 +6,21 @@ the reason why nobody could write them.
 """
 
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
+from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from distributed import Client
 
+# Imported once, by the server that workers are forked from. Not this package: the server may find another copy of it.
+PRELOADED = ["accelerate", "pandas", "scipy.stats", "timm", "torch", "torchvision"]
 DIED_TWICE = (
     "its process died, probably out of memory; it died again when the run was repeated with no other beside it; "
     "take smaller batches or a machine with more memory"
@@ -86,8 +90,8 @@ class _Worker:
                 return self.pool.submit(compute, run)
         except BrokenProcessPool:  # it died at the last run, or since
             pass
-        # "spawn": a forked child inherits threads and a CUDA context that do not work there.
-        self.pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=_set_up, initargs=(self.device,))
+        settings = self.device, dict(os.environ)
+        self.pool = ProcessPoolExecutor(1, _context(), initializer=_set_up, initargs=settings)
         self.started = self.pool.submit(_nothing)
         return self.pool.submit(compute, run)
 
@@ -104,7 +108,18 @@ class _Worker:
             self.pool.shutdown(cancel_futures=True)
 
 
-def _set_up(device: str | None) -> None:
+def _context() -> BaseContext:
+    """How processes start: never as a fork of this one, whose threads and CUDA context do not work in a child."""
+    if sys.platform != "linux":  # libraries of macOS do not survive a fork, and Windows has none
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+def _set_up(device: str | None, environment: dict[str, str]) -> None:
+    os.environ.clear()  # the server's, which may be older
+    os.environ.update(environment)
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device  # read when CUDA starts, which is later
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -76,8 +76,8 @@ def test_bytes_keep_a_255th():
 def grid():
     """Two networks on 48 images: what is tested is what is kept of them."""
     grid = next(g for g in Setting(profile="smoke", seeds=1).grids("background", "once") if "GAP" in g.variants)
-    return dataclasses.replace(grid, base=grid.base | {"data_options": {"num_images": 48, "size": 24,
-                                                                       "object_size": (10, 14)}})  # fmt: skip
+    images = {"data_options": {"num_images": 48, "size": 24, "object_size": (10, 14)}}
+    return dataclasses.replace(grid, base=grid.base | images, profile="laptop")  # runs of "smoke" are not recorded
 
 
 @pytest.fixture(scope="module")
