@@ -184,10 +184,10 @@ def test_all_poolings_compile_in_one_process():
     torch._dynamo.reset()
     for name in NAMES:
         pool = pool_of(name, {}, dim=16).float()
-        for x in (torch.randn(2, 12, 16), torch.randn(2, 16, 3, 4)):
-            expected = pool(x, (3, 4), return_attention=True)
-            torch.testing.assert_close(compiled(pool)(x, (3, 4)), expected[0])
-            torch.testing.assert_close(compiled(pool)(x, (3, 4), return_attention=True), expected)
+        tokens, maps = torch.randn(2, 12, 16), torch.randn(2, 16, 3, 4)
+        torch.testing.assert_close(compiled(pool)(maps), pool(maps))
+        both = {"grid": (3, 4), "return_attention": True}
+        torch.testing.assert_close(compiled(pool)(tokens, **both), pool(tokens, **both))
 
 
 @pytest.mark.parametrize("name", ("gem", "slot", "ge", "cait", "simpool", "aim", "clip"))
