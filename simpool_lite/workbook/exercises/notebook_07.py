@@ -1,4 +1,4 @@
-"""07, what does the exponent buy?"""
+"""07, what does the exponent do?"""
 
 import torch
 from torch import Tensor
