@@ -44,7 +44,6 @@ class Experiment:
         baseline: the variant that the others are compared with.
         regimes: in which it is run.
         trunks: for "head": what the trunks are trained with; left out, all of :data:`TRUNKS`.
-        most_seeds: how many are enough, whatever the setting says.
     """
 
     name: str
@@ -61,13 +60,13 @@ class Experiment:
     baseline: str = "SimPool"
     regimes: tuple[str, ...] = ("head",)
     trunks: tuple[str, ...] = ()
-    most_seeds: int = 1000
 
 
 TRUNKS = {"convnet": ("GAP", "GeM", "SimPool"), "transformer": ("CLS", "GAP", "SimPool")}  # what trains them
 
 # Several vectors are classified each, and each class takes its largest logit: as in the paper's Figure 3.
-LARGEST_LOGIT = {"pool_kwargs": {"reduce": "concat"}, "model_options": {"max_logits": True}}
+MAX_LOGITS = {"model_options": {"max_logits": True}}
+LARGEST_LOGIT = {"pool_kwargs": {"reduce": "concat"}} | MAX_LOGITS
 METHODS = {
     "GAP": {"pool": "gap"},
     "max": {"pool": "max"},
@@ -100,6 +99,8 @@ PROBES = {
     "DOLG": {"pool": "dolg"},
     "JEPA": {"pool": "jepa"},
     "SigLIP": {"pool": "siglip"},
+    "ABMILP": {"pool": "abmilp"},
+    "DINO block": {"pool": "dinovit"},
 }
 EP_TRADE = {
     f"EP {queries}, {width}": {"pool": "ep", "pool_kwargs": {"num_queries": queries, "d_out": d_out}}
@@ -231,6 +232,18 @@ EXPERIMENTS = (
         changes={"target": "odd"},
     ),
     Experiment(
+        name="steps",
+        notebook="05",
+        question="what further steps of attention add, with the same parameters or with each step's own",
+        kind="any",
+        variants={"SimPool": {}}
+        | {f"{T} iterations": _ablated(T=T) for T in (3, 5)}
+        | {f"{T} layers": _ablated(T=T, separate=True) for T in (3, 5)},
+        smoke=("SimPool", "3 iterations"),
+        trunks=("GAP",),
+        paper=LEFT_OF_TABLE_10,
+    ),
+    Experiment(
         name="layernorm",
         notebook="06",
         question="which of query, keys and values need a LayerNorm",
@@ -285,6 +298,21 @@ EXPERIMENTS = (
         paper=LEFT_OF_TABLE_10,
     ),
     Experiment(
+        name="vectors",
+        notebook="08",
+        question="how many vectors, which start from k-means",
+        kind="any",
+        variants={"SimPool": {}}
+        | {
+            f"k = {k}, {how}": _ablated(init="kmeans", k=k, reduce="concat") | ({} if how == "concat" else MAX_LOGITS)
+            for how in ("max", "concat")
+            for k in (2, 5)
+        },
+        smoke=("SimPool", "k = 2, max"),
+        trunks=("GAP",),
+        paper=LEFT_OF_TABLE_10,
+    ),
+    Experiment(
         name="similarity",
         notebook="08",
         question="how query and key are compared",
@@ -317,19 +345,8 @@ EXPERIMENTS = (
         kind="convnet",
         variants=PROBES | EP_TRADE,
         smoke=("GAP", "SimPool", "EP"),
-        trunks=("GAP",),
+        trunks=("GAP", "SimPool"),
         baseline="GAP",
-    ),
-    Experiment(
-        name="probing",
-        notebook="14",
-        question="the same of features that were trained for attention",
-        kind="convnet",
-        variants={name: PROBES[name] for name in ("GAP", "SimPool", "eSimPool", "EP", "AIM", "CAE", "SigLIP")},
-        smoke=("GAP", "SimPool", "EP"),
-        trunks=("SimPool",),
-        baseline="GAP",
-        most_seeds=TRUNK_SEEDS,
     ),
 )
 
@@ -412,7 +429,7 @@ class Setting:
         if smoke:
             seeds = min(seeds, SMOKE_SEEDS)
         elif regime == "head":
-            seeds = min(max(seeds, PLANNED_SEEDS["head"]), part.most_seeds)
+            seeds = max(seeds, PLANNED_SEEDS["head"])
         backbone = self._backbone(part)
         base = self._base(regime, backbone, part)
         variants = {
