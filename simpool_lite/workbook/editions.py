@@ -16,7 +16,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell
 
 from .notebooks import WorkbookError, clean, for_commit, read, select, title, write, write_text
-from .report import TEMPLATES, PageExporter, local_file, localise, page_name, style
+from .report import TEMPLATES, PageExporter, local_file, localise, page_name, style, with_alternative_text
 
 ANSWER = "# Your answer"
 # What the notebooks say above their exercises, and what is true of a sheet without solutions.
@@ -143,7 +143,7 @@ def write_slides(folder: Path, output: Path, names: Sequence[str] = ()) -> list[
     chosen, reveal = select(folder, names), _reveal()
     written, titles = [], []
     for path in chosen:
-        node, _ = SlidesByHeadings(enabled=True)(read(path), {})
+        node, _ = SlidesByHeadings(enabled=True)(with_alternative_text(read(path)), {})
         exporter = _SlidesExporter(
             template_file="slides.html.j2",
             extra_template_paths=[str(TEMPLATES)],

@@ -182,6 +182,15 @@ def test_figures_and_tables_come_without_their_code(slides):
         assert left_out not in page
 
 
+def test_each_figure_of_a_cell_has_its_own_text_on_its_slide(tmp_path):
+    pair = new_code_cell("plot()", metadata={"alt": ["the first", "the second"]})
+    pair.outputs = [new_output("display_data", {"image/png": PNG}) for _ in range(2)]
+    save(tmp_path / "a.ipynb", new_markdown_cell("# A\n\n## B"), pair)
+    assert main(["slides", "--notebooks", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
+    page = BeautifulSoup((tmp_path / "out" / "a.html").read_text(encoding="utf-8"), "html.parser")
+    assert [image["alt"] for image in page.find_all("img")] == ["the first", "the second"]
+
+
 def test_cells_that_are_marked_are_taken_as_marked(slides):
     [[only]] = sections(slides / "1-b.html")
     assert only.h1 and only.h2 and "own_code" in only.get_text()
