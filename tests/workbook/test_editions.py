@@ -24,6 +24,7 @@ from simpool_lite.workbook import notebooks, runner  # noqa: E402
 ROOT = repository_root()
 COURSE = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PLAN = (ROOT / "docs" / "teaching.md").read_text(encoding="utf-8")
+ROUTES_AND_GRADING = ("Three routes", "Grading the larger exercises")
 # A picture of one pixel.
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
 
@@ -297,3 +298,17 @@ def test_the_plan_refers_to_what_there_is():
             assert re.search(rf"^\*\*{number} \(", text, re.M), f"{path.stem} has no exercise {number}"
         for number in re.findall(r"section (\d+)", chapter.split("\n## ")[0]):
             assert re.search(rf"^## {number}\. ", text, re.M), f"{path.stem} has no section {number}"
+
+
+def test_the_plan_grades_the_larger_exercises_and_sets_those_there_are():
+    routes, grading = (PLAN.split(f"\n## {name}\n")[1].split("\n## ")[0] for name in ROUTES_AND_GRADING)
+    graded = {(page, int(number)) for page, number in re.findall(r"^\| `(\w+)`, (\d+) \|", grading, re.M)}
+    there, larger = {}, set()
+    for path in COURSE:
+        text = "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown")
+        marks, page = re.findall(r"^\*\*(\d+) \((.*?)\)", text, re.M), path.stem[:2]
+        there[page] = len(marks)
+        larger |= {(page, int(number)) for number, size in marks if size in ("an hour", "an afternoon")}
+    assert graded == larger
+    asked = re.findall(r"\b(\d\d), [^;|]*?exercises? (?:\d to |\d and )?(\d)", routes)
+    assert asked and all(int(number) <= there[page] for page, number in asked)
