@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from base64 import b64encode
 from importlib import metadata
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from simpool_lite.__main__ import main  # noqa: E402
 from simpool_lite.files import repository_root  # noqa: E402
 from simpool_lite.workbook import notebooks, runner  # noqa: E402
+from simpool_lite.workbook.editions import _picture_lines  # noqa: E402
 
 ROOT = repository_root()
 COURSE = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -233,6 +235,30 @@ def test_reveal_makes_the_slides(slides, tmp_path):
     page = in_chromium(tmp_path, "--dump-dom", (slides / "0-a.html").as_uri())
     classes = BeautifulSoup(page, "html.parser").select_one("div.reveal")["class"]
     assert "ready" in classes
+
+
+def test_a_slide_that_is_too_high_or_too_wide_is_made_smaller(tmp_path):
+    long = "<table>" + 40 * "<tr><td>cell</td></tr>" + "</table>"
+    wide = "<table><tr>" + 40 * "<td>some_long_name</td>" + "</tr></table>"
+    cells = [new_markdown_cell("# A"), new_markdown_cell("## 1. Fits"), code("1", text_html="<table><tr></tr></table>")]
+    cells += [new_markdown_cell("## 2. High"), code("1", text_html=long), new_markdown_cell("## 3. Wide")]
+    save(tmp_path / "a.ipynb", *cells, code("1", text_html=wide))
+    assert main(["slides", "--notebooks", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
+    address, shrunk = (tmp_path / "out" / "a.html").as_uri(), []
+    for place in ("/1", "/2/1", "/3"):  # the table of section 2 has a slide of its own
+        page = BeautifulSoup(in_chromium(tmp_path, "--dump-dom", f"{address}#{place}"), "html.parser")
+        [slide] = page.select("section.present section.present")
+        shrunk.append("zoom" in slide.get("style", ""))
+    assert shrunk == [False, True, True]
+
+
+def test_small_pictures_share_a_slide_and_large_ones_do_not():
+    header = bytes.fromhex("89504e470d0a1a0a0000000d49484452")
+    heights = {
+        pixels: _picture_lines({"image/png": b64encode(header + (700).to_bytes(4) + pixels.to_bytes(4)).decode()})
+        for pixels in (90, 480, 2000)
+    }
+    assert heights == {90: 3.0, 480: heights[2000], 2000: pytest.approx(13.8, abs=0.1)}
 
 
 def in_chromium(folder: Path, *options: str) -> str:
