@@ -1,5 +1,6 @@
 """The notebooks for a course: exercise sheets without solutions, and slides."""
 
+import base64
 import copy
 import os
 import re
@@ -16,7 +17,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell
 
 from .notebooks import WorkbookError, clean, for_commit, read, select, title, write, write_text
-from .report import TEMPLATES, PageExporter, local_file, localise, page_name, style
+from .report import TEMPLATES, PageExporter, local_file, localise, page_name, style, with_alternative_text
 
 ANSWER = "# Your answer"
 # What the notebooks say above their exercises, and what is true of a sheet without solutions.
@@ -62,6 +63,7 @@ _SLIDES_INDEX = """\
 _SLIDE_LINES = 17
 _LINE_CHARACTERS = 95
 _CODE_LINE, _OUTPUT_LINE, _ROW, _PICTURE, _HEADING, _FORMULA = 0.75, 0.7, 0.85, 13, 2.2, 2.5
+_LINE_PIXELS, _MOST_PIXELS = 36, 480  # of a line of text; of a picture, as in slides.css
 
 
 def write_student(folder: Path, output: Path, names: Sequence[str] = (), repository: str | None = None) -> list[Path]:
@@ -143,7 +145,7 @@ def write_slides(folder: Path, output: Path, names: Sequence[str] = ()) -> list[
     chosen, reveal = select(folder, names), _reveal()
     written, titles = [], []
     for path in chosen:
-        node, _ = SlidesByHeadings(enabled=True)(read(path), {})
+        node, _ = SlidesByHeadings(enabled=True)(with_alternative_text(read(path)), {})
         exporter = _SlidesExporter(
             template_file="slides.html.j2",
             extra_template_paths=[str(TEMPLATES)],
@@ -264,7 +266,7 @@ def _lines(cell: NotebookNode) -> float:
     for output in cell.outputs:
         data = output.get("data", {})
         if any(mime.startswith("image/") for mime in data):
-            lines += _PICTURE
+            lines += _picture_lines(data)
         elif "text/html" in data:
             lines += 1 + _ROW * data["text/html"].count("<tr")
         elif "text/markdown" in data:
@@ -273,3 +275,11 @@ def _lines(cell: NotebookNode) -> float:
             text = output.get("text", data.get("text/plain", ""))
             lines += 0.4 + _OUTPUT_LINE * len(text.splitlines())
     return lines
+
+
+def _picture_lines(data: dict[str, str]) -> float:
+    """Return how much of a slide a picture takes: a PNG says its height in the bytes 20 to 24."""
+    if "image/png" not in data:
+        return _PICTURE
+    height = int.from_bytes(base64.b64decode(data["image/png"][:32])[20:24], "big")
+    return 0.5 + min(height, _MOST_PIXELS) / _LINE_PIXELS

@@ -210,15 +210,23 @@ class PageExporter(HTMLExporter):
 
 
 def with_alternative_text(node: NotebookNode) -> NotebookNode:
-    """Return a copy whose figures have a text: their own (``use_course_style`` gives it), else their section's name."""
+    """Return a copy whose figures have a text.
+
+    It is what their cell's metadata says, ``"alt": ["what the first figure shows", ...]``; else the figure's own words
+    (``use_course_style`` gives it them), else its section's name.
+    """
     node, section = copy.deepcopy(node), title(node) or "this page"
     for cell in node.cells:
         if cell.cell_type == "markdown":
             headings = re.findall(r"^#{2,3} (.+)$", cell.source, re.M)
             section = text_of_markdown(headings[-1]) if headings else section
+        texts = list(cell.metadata.pop("alt", []))  # once: slides show the figures of a cell one by one
         for output in cell.get("outputs", []):
-            for mime in {"image/png", "image/jpeg"} & output.get("data", {}).keys():
-                output.metadata.setdefault(mime, {}).setdefault("alt", f"Figure of {section}")
+            mimes = {"image/png", "image/jpeg"} & output.get("data", {}).keys()
+            own = texts.pop(0) if mimes and texts else None
+            for mime in mimes:
+                words = output.metadata.setdefault(mime, {})
+                words["alt"] = own or words.get("alt") or f"Figure of {section}"
     return node
 
 

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from base64 import b64encode
 from importlib import metadata
 from pathlib import Path
 
@@ -20,10 +21,12 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from simpool_lite.__main__ import main  # noqa: E402
 from simpool_lite.files import repository_root  # noqa: E402
 from simpool_lite.workbook import notebooks, runner  # noqa: E402
+from simpool_lite.workbook.editions import _picture_lines  # noqa: E402
 
 ROOT = repository_root()
 COURSE = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PLAN = (ROOT / "docs" / "teaching.md").read_text(encoding="utf-8")
+ROUTES_AND_GRADING = ("Three routes", "Grading the larger exercises")
 # A picture of one pixel.
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
 
@@ -182,6 +185,15 @@ def test_figures_and_tables_come_without_their_code(slides):
         assert left_out not in page
 
 
+def test_each_figure_of_a_cell_has_its_own_text_on_its_slide(tmp_path):
+    pair = new_code_cell("plot()", metadata={"alt": ["the first", "the second"]})
+    pair.outputs = [new_output("display_data", {"image/png": PNG}) for _ in range(2)]
+    save(tmp_path / "a.ipynb", new_markdown_cell("# A\n\n## B"), pair)
+    assert main(["slides", "--notebooks", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
+    page = BeautifulSoup((tmp_path / "out" / "a.html").read_text(encoding="utf-8"), "html.parser")
+    assert [image["alt"] for image in page.find_all("img")] == ["the first", "the second"]
+
+
 def test_cells_that_are_marked_are_taken_as_marked(slides):
     [[only]] = sections(slides / "1-b.html")
     assert only.h1 and only.h2 and "own_code" in only.get_text()
@@ -223,6 +235,30 @@ def test_reveal_makes_the_slides(slides, tmp_path):
     page = in_chromium(tmp_path, "--dump-dom", (slides / "0-a.html").as_uri())
     classes = BeautifulSoup(page, "html.parser").select_one("div.reveal")["class"]
     assert "ready" in classes
+
+
+def test_a_slide_that_is_too_high_or_too_wide_is_made_smaller(tmp_path):
+    long = "<table>" + 40 * "<tr><td>cell</td></tr>" + "</table>"
+    wide = "<table><tr>" + 40 * "<td>some_long_name</td>" + "</tr></table>"
+    cells = [new_markdown_cell("# A"), new_markdown_cell("## 1. Fits"), code("1", text_html="<table><tr></tr></table>")]
+    cells += [new_markdown_cell("## 2. High"), code("1", text_html=long), new_markdown_cell("## 3. Wide")]
+    save(tmp_path / "a.ipynb", *cells, code("1", text_html=wide))
+    assert main(["slides", "--notebooks", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
+    address, shrunk = (tmp_path / "out" / "a.html").as_uri(), []
+    for place in ("/1", "/2/1", "/3"):  # the table of section 2 has a slide of its own
+        page = BeautifulSoup(in_chromium(tmp_path, "--dump-dom", f"{address}#{place}"), "html.parser")
+        [slide] = page.select("section.present section.present")
+        shrunk.append("zoom" in slide.get("style", ""))
+    assert shrunk == [False, True, True]
+
+
+def test_small_pictures_share_a_slide_and_large_ones_do_not():
+    header = bytes.fromhex("89504e470d0a1a0a0000000d49484452")
+    heights = {
+        pixels: _picture_lines({"image/png": b64encode(header + (700).to_bytes(4) + pixels.to_bytes(4)).decode()})
+        for pixels in (90, 480, 2000)
+    }
+    assert heights == {90: 3.0, 480: heights[2000], 2000: pytest.approx(13.8, abs=0.1)}
 
 
 def in_chromium(folder: Path, *options: str) -> str:
@@ -288,3 +324,17 @@ def test_the_plan_refers_to_what_there_is():
             assert re.search(rf"^\*\*{number} \(", text, re.M), f"{path.stem} has no exercise {number}"
         for number in re.findall(r"section (\d+)", chapter.split("\n## ")[0]):
             assert re.search(rf"^## {number}\. ", text, re.M), f"{path.stem} has no section {number}"
+
+
+def test_the_plan_grades_the_larger_exercises_and_sets_those_there_are():
+    routes, grading = (PLAN.split(f"\n## {name}\n")[1].split("\n## ")[0] for name in ROUTES_AND_GRADING)
+    graded = {(page, int(number)) for page, number in re.findall(r"^\| `(\w+)`, (\d+) \|", grading, re.M)}
+    there, larger = {}, set()
+    for path in COURSE:
+        text = "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown")
+        marks, page = re.findall(r"^\*\*(\d+) \((.*?)\)", text, re.M), path.stem[:2]
+        there[page] = len(marks)
+        larger |= {(page, int(number)) for number, size in marks if size in ("an hour", "an afternoon")}
+    assert graded == larger
+    asked = re.findall(r"\b(\d\d), [^;|]*?exercises? (?:\d to |\d and )?(\d)", routes)
+    assert asked and all(int(number) <= there[page] for page, number in asked)

@@ -49,11 +49,14 @@ def test_documents_lead_somewhere(path):
 
 @pytest.mark.parametrize("path", COURSE, ids=lambda path: path.stem)
 def test_every_figure_has_alternative_text(path):
-    for cell in with_alternative_text(read(path)).cells:
-        for output in cell.get("outputs", []):
-            if "image/png" in output.get("data", {}):
-                words = output.metadata["image/png"]["alt"]
-                assert len(words) > 5 and "without words" not in words, f"cell {cell.id}: {words!r}"
+    """Its own, as many as the cell has figures; in a cell without any, the words of the figure, and no stopgap."""
+    for before, cell in zip(read(path).cells, with_alternative_text(read(path)).cells, strict=True):
+        figures = [output for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
+        said = [output.metadata["image/png"]["alt"] for output in figures]
+        assert before.metadata.get("alt", said) == said, f"cell {cell.id}: {len(said)} figures"
+        for words in said:
+            assert len(words.split()) > 4 and "without words" not in words, f"cell {cell.id}: {words!r}"
+            assert not words.startswith("Figure of "), f"cell {cell.id}: give the cell's metadata an 'alt'"
     for words, target in re.findall(r"!\[([^\]]*)\]\(([^)\s]+)\)", prose(path)):
         assert words, target
 
