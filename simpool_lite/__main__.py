@@ -79,8 +79,8 @@ def _run(options: argparse.Namespace) -> int:
     try:
         folder = _notebooks(options)
         parameters = {name: parse_value(value) for name, value in options.parameters}
-        if options.notebooks is None and parameters.get("profile", PROFILES[0]) not in PROFILES:
-            return _wrong(f"parameter profile: expected one of {', '.join(PROFILES)}, got {parameters['profile']!r}")
+        for name, value in parameters.items() if options.notebooks is None else ():
+            _check_parameter(name, value)
         output = (options.output or folder.parent / "build" / "workbook").resolve()
         outcomes = runner.plan(
             folder,
@@ -91,6 +91,8 @@ def _run(options: argparse.Namespace) -> int:
         )
     except (WorkbookError, FileNotFoundError) as error:
         return _wrong(error)
+    except (TypeError, ValueError) as error:
+        return _wrong(f"parameter {error}")
     write = report.Report(outcomes, output)
     runner.execute(outcomes, inplace=options.inplace, progress=options.progress, changed=write)
 
@@ -100,6 +102,35 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     print(f"\n{runner.explain(stopped, _again(options, stopped.source, stopped.parameters))}", file=sys.stderr)
     return 130 if stopped.status == "interrupted" else 1
+
+
+def _check_parameter(name: str, value: object) -> None:
+    """Refuse a value of the workbook's parameters that its notebooks would stumble over, minutes later."""
+    from .checks import check_choice, check_path
+
+    if name == "profile":
+        check_choice(name, value, PROFILES)
+    elif name == "device":
+        from .device import resolve_device
+
+        resolve_device(value)
+    elif name == "dataset":
+        from .datasets import DATASETS
+
+        check_choice(name, value, DATASETS)
+    elif name == "regime" and value is not None:
+        from .experiments.config import REGIMES
+
+        check_choice(name, value, REGIMES)
+    elif name == "backbone" and value is not None:
+        from .models.create import check_backbone
+
+        check_backbone(value)
+    elif name == "data_root" and value is not None:
+        if not Path(check_path(name, value)).expanduser().is_dir():
+            raise ValueError(f"{name}: expected a folder, found none at {value}; pass another path")
+    elif name == "store" and value is not None and Path(check_path(name, value)).is_file():
+        raise ValueError(f"{name}: expected a folder, got the file {value}; pass another path")
 
 
 def _again(options: argparse.Namespace, notebook: Path, parameters: Container[str]) -> str:

@@ -236,7 +236,8 @@ def create_pool(name: str, dim: int, **kwargs) -> Pool:
             ablation = next((f"; {other!r} has it" for other in _UNLISTED if key in _arguments(other)), "")
             hint = did_you_mean(key, accepted) or ablation
             raise TypeError(
-                f"{key}: pool {name!r} does not have this argument; expected {expected}, got {key}={kwargs[key]!r}{hint}"
+                f"{key}: pool {name!r} does not have this argument; expected {expected}, "
+                f"got {key}={kwargs[key]!r}{hint}"
             )
         if accepted[key].annotation is bool:
             check_bool(key, kwargs[key])
