@@ -259,6 +259,7 @@ def _train(options: argparse.Namespace) -> int:
     from torch import distributed
 
     from .experiments.config import RunConfig
+    from .experiments.grid import check_runs
     from .experiments.run import is_distributed, number_of_processes, rank, train_and_record
     from .experiments.store import Store
 
@@ -274,11 +275,12 @@ def _train(options: argparse.Namespace) -> int:
     parser.add_argument("--store", required=True, metavar="DIR", help="folder of the record")
     parser.add_function_arguments(train_and_record, skip={"config", "store_folder"})
     chosen = vars(parser.parse_args(_as_in_python(options.others)))
-    config, folder = RunConfig(**{name: chosen.pop(name) for name in fields}), chosen.pop("store")
+    fields, folder = {name: chosen.pop(name) for name in fields}, chosen.pop("store")
     try:
-        store = Store(folder)
+        config, store = RunConfig(**fields), Store(folder)
+        check_runs([config])
         store.check_writable()
-    except ValueError as error:
+    except (TypeError, ValueError, FileNotFoundError) as error:
         return _wrong(error)
     records = store.records()
     if ((records.config_hash == config.hash()) & (records.status == "ok")).any():
@@ -311,6 +313,7 @@ def _dino(options: argparse.Namespace) -> int:
     from torch import distributed
 
     from .experiments.config import RunConfig
+    from .experiments.grid import check_runs
     from .experiments.pretraining import pretrain_and_save
     from .experiments.run import is_distributed, rank
     from .training.dino import pretrain
@@ -345,16 +348,18 @@ def _dino(options: argparse.Namespace) -> int:
     parser.add_function_arguments(pretrain, skip={"model", "data", "folder", "after_epoch"})
     parser.set_defaults(dataset="folder", epochs=100, batch_size=256, learning_rate=5e-4)
     chosen = vars(parser.parse_args(_as_in_python(options.others)))
-    config, folder = RunConfig(**{name: chosen.pop(name) for name in fields}), chosen.pop("output")
+    fields, folder = {name: chosen.pop(name) for name in fields}, chosen.pop("output")
     del chosen["config"]
-    folder = folder or Path("runs", f"dino-{config.backbone}-{config.pool}")
+    folder = folder or Path("runs", f"dino-{fields['backbone']}-{fields['pool']}")
     try:
+        config = RunConfig(**fields)
+        check_runs([config])
         path, curve = pretrain_and_save(config, folder, **chosen)
         if rank() == 0:
             figures = ", ".join(f"{name} {value:.3g}" for name, value in curve[-1].items())
             print(f"{figures}, see {path}")
         return 0
-    except (ValueError, FileNotFoundError) as error:
+    except (TypeError, ValueError, FileNotFoundError) as error:
         return _wrong(error)
     finally:
         if is_distributed():

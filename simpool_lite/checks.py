@@ -59,7 +59,7 @@ def check_options(name: str, value: dict) -> dict:
         if isinstance(value, dict) and all(isinstance(key, str) for key in value):
             options = {key: plain(one) for key, one in value.items()}
             json.dumps(options)
-            return options
+            return value if all(options[key] is value[key] for key in value) else options
     except TypeError:
         pass
     raise TypeError(f'{name}: expected a dict such as {{"gamma": 2.0}}, got {value!r}')

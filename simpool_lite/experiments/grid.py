@@ -276,7 +276,7 @@ def _compute(
     ]
     if not jobs:
         return records
-    _check_names([config for job in jobs for config in job["configs"]], client is None)
+    check_runs([config for job in jobs for config in job["configs"]], client is None)
     store.check_writable()
     if grid.trains_trunks:
         how = {"workers": workers, "client": client, "device": device, "compile": compile}
@@ -302,7 +302,7 @@ def _together(runs: list[tuple[str, RunConfig]]) -> list[list[tuple[str, RunConf
     return [job[i : i + HEADS_AT_ONCE] for job in jobs.values() for i in range(0, len(job), HEADS_AT_ONCE)]
 
 
-def _check_names(configs: list[RunConfig], here: bool) -> None:
+def check_runs(configs: list[RunConfig], here: bool = True) -> None:
     """Refuse what would fail in every run of a variant: unknown names, a folder that is not on this machine."""
     for config in configs:
         check_backbone(config.backbone)

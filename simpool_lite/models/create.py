@@ -113,7 +113,7 @@ def create_model(
         "backbone": backbone,
         "pool": pool,
         "num_classes": num_classes,
-        "pool_kwargs": pool_kwargs,
+        "pool_kwargs": dict(pool_kwargs),
         "norm_first": norm_first,
         "max_logits": max_logits,
         "img_size": img_size,
