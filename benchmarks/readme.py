@@ -32,6 +32,8 @@ def figures() -> dict[str, str]:
     made["resnet50"] = f"{network['resnet50', 'training step', 'simpool']:.2f}"
     ratio = workers.set_index("backbone")["workers, times threads"]
     made |= {f"workers {backbone}": f"{value:.2f}" for backbone, value in ratio.items()}
+    families = pd.read_csv(RECORDS / "families.csv").outcome
+    made |= {"families": f"{len(families)}", "families work": f"{(families == 'works').sum()}"}
     return made | {"soak": f"\n\n{reliability(pd.read_csv(RECORDS / 'soak.csv'))}\n\n"}
 
 

@@ -79,8 +79,8 @@ def _run(options: argparse.Namespace) -> int:
     try:
         folder = _notebooks(options)
         parameters = {name: parse_value(value) for name, value in options.parameters}
-        if options.notebooks is None and parameters.get("profile", PROFILES[0]) not in PROFILES:
-            return _wrong(f"parameter profile: expected one of {', '.join(PROFILES)}, got {parameters['profile']!r}")
+        for name, value in parameters.items() if options.notebooks is None else ():
+            _check_parameter(name, value)
         output = (options.output or folder.parent / "build" / "workbook").resolve()
         outcomes = runner.plan(
             folder,
@@ -91,6 +91,8 @@ def _run(options: argparse.Namespace) -> int:
         )
     except (WorkbookError, FileNotFoundError) as error:
         return _wrong(error)
+    except (TypeError, ValueError) as error:
+        return _wrong(f"parameter {error}")
     write = report.Report(outcomes, output)
     runner.execute(outcomes, inplace=options.inplace, progress=options.progress, changed=write)
 
@@ -100,6 +102,35 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     print(f"\n{runner.explain(stopped, _again(options, stopped.source, stopped.parameters))}", file=sys.stderr)
     return 130 if stopped.status == "interrupted" else 1
+
+
+def _check_parameter(name: str, value: object) -> None:
+    """Refuse a value of the workbook's parameters that its notebooks would stumble over, minutes later."""
+    from .checks import check_choice, check_path
+
+    if name == "profile":
+        check_choice(name, value, PROFILES)
+    elif name == "device":
+        from .device import resolve_device
+
+        resolve_device(value)
+    elif name == "dataset":
+        from .datasets import DATASETS
+
+        check_choice(name, value, DATASETS)
+    elif name == "regime" and value is not None:
+        from .experiments.config import REGIMES
+
+        check_choice(name, value, REGIMES)
+    elif name == "backbone" and value is not None:
+        from .models.create import check_backbone
+
+        check_backbone(value)
+    elif name == "data_root" and value is not None:
+        if not Path(check_path(name, value)).expanduser().is_dir():
+            raise ValueError(f"{name}: expected a folder, found none at {value}; pass another path")
+    elif name == "store" and value is not None and Path(check_path(name, value)).is_file():
+        raise ValueError(f"{name}: expected a folder, got the file {value}; pass another path")
 
 
 def _again(options: argparse.Namespace, notebook: Path, parameters: Container[str]) -> str:
@@ -228,6 +259,7 @@ def _train(options: argparse.Namespace) -> int:
     from torch import distributed
 
     from .experiments.config import RunConfig
+    from .experiments.grid import check_runs
     from .experiments.run import is_distributed, number_of_processes, rank, train_and_record
     from .experiments.store import Store
 
@@ -243,11 +275,12 @@ def _train(options: argparse.Namespace) -> int:
     parser.add_argument("--store", required=True, metavar="DIR", help="folder of the record")
     parser.add_function_arguments(train_and_record, skip={"config", "store_folder"})
     chosen = vars(parser.parse_args(_as_in_python(options.others)))
-    config, folder = RunConfig(**{name: chosen.pop(name) for name in fields}), chosen.pop("store")
+    fields, folder = {name: chosen.pop(name) for name in fields}, chosen.pop("store")
     try:
-        store = Store(folder)
+        config, store = RunConfig(**fields), Store(folder)
+        check_runs([config])
         store.check_writable()
-    except ValueError as error:
+    except (TypeError, ValueError, FileNotFoundError) as error:
         return _wrong(error)
     records = store.records()
     if ((records.config_hash == config.hash()) & (records.status == "ok")).any():
@@ -280,6 +313,7 @@ def _dino(options: argparse.Namespace) -> int:
     from torch import distributed
 
     from .experiments.config import RunConfig
+    from .experiments.grid import check_runs
     from .experiments.pretraining import pretrain_and_save
     from .experiments.run import is_distributed, rank
     from .training.dino import pretrain
@@ -314,16 +348,18 @@ def _dino(options: argparse.Namespace) -> int:
     parser.add_function_arguments(pretrain, skip={"model", "data", "folder", "after_epoch"})
     parser.set_defaults(dataset="folder", epochs=100, batch_size=256, learning_rate=5e-4)
     chosen = vars(parser.parse_args(_as_in_python(options.others)))
-    config, folder = RunConfig(**{name: chosen.pop(name) for name in fields}), chosen.pop("output")
+    fields, folder = {name: chosen.pop(name) for name in fields}, chosen.pop("output")
     del chosen["config"]
-    folder = folder or Path("runs", f"dino-{config.backbone}-{config.pool}")
+    folder = folder or Path("runs", f"dino-{fields['backbone']}-{fields['pool']}")
     try:
+        config = RunConfig(**fields)
+        check_runs([config])
         path, curve = pretrain_and_save(config, folder, **chosen)
         if rank() == 0:
             figures = ", ".join(f"{name} {value:.3g}" for name, value in curve[-1].items())
             print(f"{figures}, see {path}")
         return 0
-    except (ValueError, FileNotFoundError) as error:
+    except (TypeError, ValueError, FileNotFoundError) as error:
         return _wrong(error)
     finally:
         if is_distributed():

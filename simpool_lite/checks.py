@@ -1,21 +1,26 @@
 """Arguments that are not what was expected: one way to say so."""
 
-import math
+import json
+import os
+import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 from numbers import Integral, Real
+
+LARGEST = 2**63 - 1  # what torch and numpy take for a size
 
 
 def check_int(name: str, value: int, at_least: int = 1) -> int:
     """``value`` as an int.
 
     Raises:
-        ValueError: it is no whole number, or below ``at_least``; booleans and strings are no numbers.
+        ValueError: it is no whole number, below ``at_least`` or above :data:`LARGEST`; booleans and strings are no
+            numbers.
 
     >>> check_int("dim", 8)
     8
     """
-    if not isinstance(value, Integral) or _is_bool(value) or value < at_least:
+    if not isinstance(value, Integral) or _is_bool(value) or not at_least <= value <= LARGEST:
         raise ValueError(f"{name}: expected an int of at least {at_least}, got {value!r}")
     return int(value)
 
@@ -26,11 +31,11 @@ def check_number(name: str, value: float, *, above_zero: bool = False, zero: boo
     Raises:
         ValueError: it is no finite number; it is 0, unless ``zero`` allows that; it is below 0 where it must be above.
     """
-    ok = isinstance(value, Real) and not _is_bool(value) and math.isfinite(value)
+    ok = isinstance(value, Real) and not _is_bool(value) and abs(value) <= sys.float_info.max  # NaN is not
     if not ok or (value == 0 and not zero) or (above_zero and value < 0):
-        allowed = "" if zero else " above 0" if above_zero else " other than 0"
+        allowed = (" of at least 0" if zero else " above 0") if above_zero else "" if zero else " other than 0"
         raise ValueError(f"{name}: expected a finite number{allowed}, got {value!r}")
-    return value if isinstance(value, int) else float(value)
+    return value if isinstance(value, int) and abs(value) <= LARGEST else float(value)
 
 
 def check_bool(name: str, value: bool) -> bool:
@@ -42,6 +47,51 @@ def check_bool(name: str, value: bool) -> bool:
     if not _is_bool(value):
         raise TypeError(f"{name}: expected True or False, got {value!r}")
     return bool(value)
+
+
+def check_options(name: str, value: dict) -> dict:
+    """Named options as a dict of what JSON can hold; numpy's and torch's numbers become Python's.
+
+    Raises:
+        TypeError: it is no dict, its keys are no names, or a value is none of JSON's.
+    """
+    try:
+        if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+            options = {key: plain(one) for key, one in value.items()}
+            json.dumps(options)
+            return value if all(options[key] is value[key] for key in value) else options
+    except TypeError:
+        pass
+    raise TypeError(f'{name}: expected a dict such as {{"gamma": 2.0}}, got {value!r}')
+
+
+def plain(value: object) -> object:
+    """What holds numbers or arrays of numpy or torch, with Python's numbers and lists instead."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(plain, value))
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def check_text(name: str, value: str) -> str:
+    """``value``, which must be a text.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected a text, got {value!r}")
+    return value
+
+
+def check_path(name: str, value: str | os.PathLike) -> str:
+    """``value``, the path of a file or folder, as a text.
+
+    Raises:
+        TypeError: it is neither a text nor a path, or empty.
+    """
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+        raise TypeError(f"{name}: expected a path, got {value!r}")
+    return os.fspath(value)
 
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> str:

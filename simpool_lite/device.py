@@ -2,6 +2,8 @@
 
 import torch
 
+from .checks import check_choice
+
 
 def resolve_device(device: str = "auto") -> torch.device:
     """The device a name stands for; "auto" is cuda, then mps, then cpu.
@@ -10,10 +12,8 @@ def resolve_device(device: str = "auto") -> torch.device:
         ValueError: the device is not one of auto, cuda, mps, cpu, or this machine has none.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if device == "auto":
+    if check_choice("device", device, ("auto", *available)) == "auto":
         return torch.device(next(name for name, here in available.items() if here))
-    if device not in available:
-        raise ValueError(f"device: expected auto, cuda, mps or cpu, got {device!r}")
     if not available[device]:
         raise ValueError(f"device: {device!r} is not available on this machine; expected auto or cpu")
     return torch.device(device)

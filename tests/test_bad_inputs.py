@@ -12,12 +12,13 @@ from simpool_lite import Spec, create_model, create_pool, generic_pool, list_poo
 from simpool_lite.experiments.config import RunConfig
 from simpool_lite.experiments.grid import Grid, run
 from simpool_lite.experiments.store import Store
+from simpool_lite.experiments.suite import Setting
 
 NAN, INF = float("nan"), float("inf")
 NOT_WHOLE = [0, -1, True, np.True_, "2", 2.5, NAN, None]
 NOT_A_NUMBER = [True, "2", NAN, INF, [2]]
 NOT_A_BOOL = ["no", 0, 1, None]
-SMALLEST = 150  # rows
+SMALLEST = 300  # rows
 
 
 class Row(NamedTuple):
@@ -75,8 +76,28 @@ def ablated(**options) -> Callable:
 
 
 def in_a_grid(field: str) -> Callable:
-    grid = {"backbone": "vit_micro", "pool": "gap"}
-    return lambda wrong: run(Grid("bad", grid | {field: wrong}, {"GAP": {}}, seeds=1), Store("no/such/store"))
+    return lambda wrong: compute(grid(base=MICRO | {field: wrong}))
+
+
+MICRO = {"backbone": "vit_micro", "pool": "gap"}
+
+
+def grid(**changes) -> Grid:
+    return Grid(**{"experiment": "bad", "base": MICRO, "variants": {"GAP": {}}, "seeds": 1} | changes)
+
+
+def compute(one: Grid, **options) -> object:
+    return run(one, Store("no/such/store"), **{"device": "cpu", "progress": False} | options)
+
+
+def rows(argument: str, call: Callable, values: list, error: type[Exception] = ValueError) -> Iterator[Row]:
+    """A function of keywords, one of them wrong."""
+    for value in values:
+        yield Row(lambda value=value: call(**{argument: value}), error, argument, value)
+
+
+def config(**changes) -> RunConfig:
+    return RunConfig(**MICRO | changes)
 
 
 ONE, TOKENS = create_pool("simpool", 8), torch.ones(1, 4, 8)
@@ -103,19 +124,60 @@ ROWS = [
     *misspelt("backbone", in_a_grid("backbone"), {"vit_mirco": "vit_micro"}),
     *misspelt("pool", in_a_grid("pool"), {"simpol": "simpool"}),
     *misspelt("dataset", in_a_grid("dataset"), {"imagenete": "imagenette"}),
+    *misspelt("target", in_a_grid("target"), {"digits": "digit"}),
+    *misspelt("pool", lambda name: on_meta(MICRO | {"pool": name}), {"simpol": "simpool", "clss": "cls"}),
+    *misspelt("pool", lambda name: replace_pooling(MODEL, name), {"simpol": "simpool"}),
+    *misspelt("profile", lambda name: Setting(name), {"laptob": "laptop"}),
+    *misspelt("device", lambda name: compute(grid(), device=name), {"cdua": "cuda", "cpu:0": "cpu"}),
+    *rows("seed", config, [-1, 0.5, "1", True, None, 2**70]),
+    *rows("epochs", config, [-1, 1.5, "3", None]),
+    *rows("batch_size", config, NOT_WHOLE),
+    *rows("learning_rate", config, [*NOT_A_NUMBER, 0, -1e-3, None, 10**400]),
+    *rows("weight_decay", config, [*NOT_A_NUMBER, -0.1, None]),
+    *rows("norm_first", config, NOT_A_BOOL, TypeError),
+    *rows("pool_kwargs", config, [None, "gamma=2", [1], {1: 2}, {"gamma": 2j}], TypeError),
+    *rows("model_options", config, [None, "width=8"], TypeError),
+    *rows("data_options", config, [None, 3], TypeError),
+    *rows("data_root", config, [3, "", b"x", True], TypeError),
+    *rows("start", config, [3, ""], TypeError),
+    *rows("backbone", config, [None, 3, ["vit_micro"]], TypeError),
+    *rows("pretrained", config, [None, 1, 2.5], TypeError),
+    *rows("seeds", grid, [0, -1, 2.5, "3", None, True, 2**70]),
+    Row(lambda: grid(seeds=()), ValueError, "seeds"),
+    Row(lambda: grid(seeds=(0, -1)), ValueError, "seeds", -1),
+    *rows("variants", grid, [None, {}, [], "GAP"], TypeError),
+    Row(lambda: grid(variants={3: {}}), TypeError, "variants", 3),
+    *rows("base", grid, [None, [], "vit_micro"], TypeError),
+    *rows("keep_models", grid, [-1, True, "1", 0.5]),
+    *rows("experiment", grid, [None, 3], TypeError),
+    Row(lambda: grid(trunk=True), TypeError, "trunk", True),
+    Row(lambda: grid(trunk={"pol": "gap"}), TypeError, "trunk", "pol", "pool"),
+    Row(lambda: grid(base={"backbne": "vit_micro"}), TypeError, "base", "backbne", "backbone"),
+    Row(lambda: in_a_grid("pool_kwargs")({"gama": 2}), TypeError, "gama", said="no further arguments"),
+    Row(lambda: in_a_grid("model_options")({"depth": "3"}), ValueError, "depth", "3"),
+    Row(lambda: in_a_grid("data_options")({"num_images": -1}), ValueError, "num_images", -1),
+    Row(lambda: in_a_grid("data_options")({"size": 50}), ValueError, "img_size", said="(50, 50)"),
+    *rows("workers", lambda workers: compute(grid(), workers=workers), [0, -1, 1.5, "2", True]),
+    *rows("precision", lambda precision: compute(grid(), precision=precision), [0, -1, NAN, "0.5", True]),
+    *rows("budget", lambda budget: compute(grid(), budget=budget), ["60 rns", "x", 60, "-1 runs"]),
+    *rows("retry_failed", lambda retry_failed: compute(grid(), retry_failed=retry_failed), [None, "no", 1], TypeError),
+    *rows("store", lambda store: Store(store), [None, 3, "", b"runs", []], TypeError),
+    *rows("seeds", lambda seeds: Setting(seeds=seeds), [0, -1, 2.5, "3", None]),
+    *rows("return_attention", lambda return_attention: ONE(TOKENS, return_attention=return_attention),
+          NOT_A_BOOL, TypeError),
     Row(lambda: create_pool("simpool", 8, gama=2), TypeError, "gama", near="gamma", said="expected one of num_heads"),
     Row(lambda: on_meta({"backbone": "vit_micro", "num_class": 3}), TypeError, "num_class", 3, "num_classes"),
     Row(lambda: on_meta({"backbone": "vit_micro", "drop_rte": 0.1}), TypeError, "drop_rte", 0.1, "drop_rate"),
-    *pool("dim", NOT_WHOLE),
+    *pool("dim", [*NOT_WHOLE, 10**30]),
     *pool("num_heads", [*NOT_WHOLE, 3]),
-    *pool("gamma", [*NOT_A_NUMBER, 0, -1]),
+    *pool("gamma", [*NOT_A_NUMBER, 0, -1, 10**400, 2j]),
     *pool("qk_scale", NOT_A_NUMBER),
     *pool("eps", [*NOT_A_NUMBER, 0, -1, None]),
     *pool("shift", ["pixel", None, 3]),
     *pool("qkv_bias", NOT_A_BOOL, error=TypeError),
     *pool("use_beta", NOT_A_BOOL, error=TypeError),
     *pool("k", NOT_WHOLE, "kmeans"),
-    *pool("iterations", NOT_WHOLE, "slot"),
+    *pool("iterations", [*NOT_WHOLE, 10**30], "slot"),
     *pool("r", [*NOT_A_NUMBER, 0, None], "lse"),
     *pool("gamma", [*NOT_A_NUMBER, 0, None], "gem"),
     *pool("depth", NOT_WHOLE, "cait"),
@@ -134,6 +196,11 @@ ROWS = [
         "efficientnet-lite1": "efficientnet-lite0",
     }),
     *model("drop_rate", ["x", 5, -0.1, 1.0]),
+    *model("depth", [0, -1, "2", 2.5, True]),
+    *model("num_heads", [0, -1, "3", True]),
+    *model("mlp_ratio", [-1, NAN, "4", True]),
+    *model("class_token", ["no", 1], TypeError),
+    *model("act_layer", ["x", 3]),
     *(
         Row(lambda value=value: replace_pooling(MODEL, "gap", norm_first=value), TypeError, "norm_first", value)
         for value in NOT_A_BOOL
@@ -146,6 +213,11 @@ ROWS = [
         ([[1.0]], TypeError, "list"),
         (None, TypeError, "NoneType"),
         (TOKENS.long(), TypeError, "torch.int64"),
+        (TOKENS.cfloat(), TypeError, "torch.complex64"),
+        (TOKENS > 0, TypeError, "torch.bool"),
+        (TOKENS.to(torch.float8_e4m3fn), TypeError, "torch.float8_e4m3fn"),
+        (TOKENS.to_sparse(), TypeError, "torch.sparse_coo"),
+        (torch.nested.nested_tensor([TOKENS[0]], layout=torch.jagged), TypeError, "nested"),
         (TOKENS[0], ValueError, "(4, 8)"),
         (TOKENS[:, :0], ValueError, "(1, 0, 8)"),
         (TOKENS[..., :5], ValueError, "(1, 4, 5)"),

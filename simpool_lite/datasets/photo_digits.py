@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check_choice, check_int
+from ..checks import check_choice, check_int, check_path, did_you_mean
 from . import SPLITS, PixelImages, cache_folder, check_normalisation
 from .cache import Layout, cached_arrays
 from .rendering import CANDIDATES, draw_background, draw_glyphs, ink_boxes, paste
@@ -109,42 +109,10 @@ class PhotoDigits(PixelImages):
 
     name = "photo-digits"
 
-    def __init__(
-        self,
-        split: str = "train",
-        *,
-        target: str = "digit",
-        without_val: bool = False,
-        num_images: int | None = None,
-        seed: int = 0,
-        object_size: tuple[float, float] | None = None,
-        distractors: int | None = None,
-        clutter: float = 1.0,
-        correlation: float = 0.0,
-        size: int = 48,
-        cache_dir: str | Path | None = None,
-        mean: tuple[float, float, float] | None = None,
-        std: tuple[float, float, float] | None = None,
-        **unknown: object,
-    ) -> None:
-        if unknown:
-            raise ValueError(
-                "options: expected without_val, num_images, seed, object_size, distractors, clutter, correlation, "
-                f"size, cache_dir; got {', '.join(unknown)}; check the spelling"
-            )
-        check_choice("split", split, SPLITS)
-        check_choice("target", target, TARGETS)
-        self.split, self.target, self.cache_dir = split, target, cache_dir
-        self.mean, self.std = check_normalisation(MEAN if mean is None else mean, STD if std is None else std)
-        without_val = split == "train" and without_val
-        num_images = DEFAULT_NUM_IMAGES[split] if num_images is None else num_images
-        odd = target == "odd"
-        if distractors is None:
-            distractors = 0 if odd else 4
-        self.options = _Options(
-            split, odd, without_val, num_images, seed, object_size, distractors, clutter, size, correlation
-        )
-        folder = cache_folder() if cache_dir is None else Path(cache_dir).expanduser()
+    def __init__(self, split: str = "train", *, cache_dir: str | Path | None = None, **options: Any) -> None:
+        self.cache_dir = cache_dir
+        self._read(split, **options)
+        folder = cache_folder() if cache_dir is None else Path(check_path("cache_dir", cache_dir)).expanduser()
         description = {"generator": GENERATOR_VERSION, **dataclasses.asdict(self.options)}
         if not self.options.correlation:
             del description["correlation"]  # younger than the first caches, which stay good
@@ -160,8 +128,44 @@ class PhotoDigits(PixelImages):
         self.images, self.masks, self._edges = tensors["images"], tensors["masks"], tensors["boxes"]
         self.digits, self.photos = tensors["digits"], tensors["photos"]
         self.glyphs, self.windows = tensors["glyphs"], tensors["windows"]
-        self.classes = list(PHOTOS) if target == "photo" else [str(digit) for digit in range(10)]
-        self.targets = self.photos if target == "photo" else self.digits
+        self.classes = list(PHOTOS) if self.target == "photo" else [str(digit) for digit in range(10)]
+        self.targets = self.photos if self.target == "photo" else self.digits
+
+    def _read(
+        self,
+        split: str,
+        target: str = "digit",
+        without_val: bool = False,
+        num_images: int | None = None,
+        seed: int = 0,
+        object_size: tuple[float, float] | None = None,
+        distractors: int | None = None,
+        clutter: float = 1.0,
+        correlation: float = 0.0,
+        size: int = 48,
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
+        **unknown: object,
+    ) -> None:
+        """Check the arguments and keep them."""
+        if unknown:
+            raise ValueError(
+                "options: expected without_val, num_images, seed, object_size, distractors, clutter, correlation, "
+                f"size, cache_dir; got {', '.join(unknown)}"
+                f"{did_you_mean(next(iter(unknown)), _Options.__annotations__) or '; check the spelling'}"
+            )
+        check_choice("split", split, SPLITS)
+        check_choice("target", target, TARGETS)
+        self.split, self.target = split, target
+        self.mean, self.std = check_normalisation(MEAN if mean is None else mean, STD if std is None else std)
+        without_val = split == "train" and without_val
+        num_images = DEFAULT_NUM_IMAGES[split] if num_images is None else num_images
+        odd = target == "odd"
+        if distractors is None:
+            distractors = 0 if odd else 4
+        self.options = _Options(
+            split, odd, without_val, num_images, seed, object_size, distractors, clutter, size, correlation
+        )
 
     @cached_property
     def boxes(self) -> list[Tensor]:  # type: ignore[override]
@@ -173,6 +177,14 @@ class PhotoDigits(PixelImages):
         arguments = {**dataclasses.asdict(self.options), **own}
         del arguments["odd"]
         return partial(PhotoDigits, **arguments), ()
+
+
+def check_photo_digits(
+    split: str = "train", *, target: str | None = None, cache_dir: str | Path | None = None, **options: Any
+) -> None:
+    """Raise what :class:`PhotoDigits` raises for these arguments, without making an image."""
+    options = {"size": options.pop("image_size"), **options} if "image_size" in options else options
+    PhotoDigits.__new__(PhotoDigits)._read(split, target="digit" if target is None else target, **options)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,11 +4,15 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 
-from ..checks import check_choice
+from ..checks import check_bool, check_choice, check_int, check_number, check_options, check_path, check_text
 
 # Raised when training or evaluation changes meaning, so that old records are not taken for new ones.
 PROTOCOL = 2
 REGIMES = ("head", "once")
+SMALLEST = {"seed": 0, "epochs": 0, "batch_size": 1}
+TEXTS, PATHS = ("backbone", "pool", "dataset", "target"), ("data_root", "start")
+OPTIONS = ("pool_kwargs", "model_options", "data_options", "trunk")
+MAY_BE_NONE = ("target", "trunk", *PATHS)
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,23 @@ class RunConfig:
         if (self.regime == "head") != (self.trunk is not None):
             wanted = "the fields of the trunk's configuration" if self.regime == "head" else "None"
             raise ValueError(f"trunk: expected {wanted} with regime={self.regime!r}, got {self.trunk!r}")
+        check_bool("norm_first", self.norm_first)
+        checked = {name: check_int(name, getattr(self, name), least) for name, least in SMALLEST.items()}
+        checked["learning_rate"] = check_number("learning_rate", self.learning_rate, above_zero=True)
+        checked["weight_decay"] = check_number("weight_decay", self.weight_decay, above_zero=True, zero=True)
+        for names, check in ((TEXTS, check_text), (OPTIONS, check_options), (PATHS, check_path)):
+            for name in names:
+                if (value := getattr(self, name)) is not None or name not in MAY_BE_NONE:
+                    checked[name] = check(name, value)
+        if not isinstance(self.pretrained, bool | str):
+            raise TypeError(f"pretrained: expected True, False or the name of weights, got {self.pretrained!r}")
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    def model(self) -> dict:
+        """The arguments of :func:`~simpool_lite.create_model`, without those that the images decide."""
+        names = ("backbone", "pool", "pool_kwargs", "norm_first", "pretrained")
+        return {name: getattr(self, name) for name in names} | self.model_options
 
     def trunk_config(self) -> "RunConfig":
         """The configuration of the network that gives the features."""

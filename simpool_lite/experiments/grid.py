@@ -10,14 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
+import torch
 from tqdm.auto import tqdm
 
-from ..checks import check_choice, did_you_mean
+from ..checks import check_bool, check_choice, check_int, check_number, check_text, did_you_mean, plain
 from ..datasets import DATASETS
+from ..datasets.photo_digits import check_photo_digits
 from ..device import resolve_device
 from ..measure.decide import runs_needed
+from ..models import create_model
 from ..models.create import check_backbone
-from ..pooling import list_pools
+from ..models.weights import check_pretrained
+from ..pooling import create_pool
+from ..pooling.base import check_pool
 from .config import RunConfig
 from .heads import share_a_pass
 from .machine import cpu_cores, cuda_devices, share_devices
@@ -63,6 +68,23 @@ class Grid:
     baseline: str = "SimPool"
     trunk: dict | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("experiment", "profile", "baseline"):
+            check_text(name, getattr(self, name))
+        _check_fields("base", self.base)
+        if not isinstance(self.variants, dict) or not self.variants:
+            raise TypeError(f'variants: expected a dict such as {{"GAP": {{"pool": "gap"}}}}, got {self.variants!r}')
+        for variant, fields in self.variants.items():
+            check_text("variants", variant)
+            _check_fields(f"variants[{variant!r}]", fields, self.base)
+        if self.trunk is not None:
+            _check_fields("trunk", self.trunk, {})
+        seeds = plain(self.seeds)
+        if isinstance(seeds, list | tuple | range):
+            seeds = tuple(check_int("seeds", seed, 0) for seed in seeds) or 0
+        object.__setattr__(self, "seeds", seeds if isinstance(seeds, tuple) else check_int("seeds", seeds))
+        object.__setattr__(self, "keep_models", check_int("keep_models", self.keep_models, 0))
+
     def runs(self) -> Iterator[tuple[str, RunConfig]]:
         """All runs as (variant, configuration), seed by seed: a grid that is cut has complete pairs."""
         for seed in range(self.seeds) if isinstance(self.seeds, int) else self.seeds:
@@ -72,13 +94,6 @@ class Grid:
     def config(self, variant: str, seed: int) -> RunConfig:
         """The configuration of one run."""
         values = self.base | self.variants[variant] | {"seed": seed}
-        known = [field.name for field in dataclasses.fields(RunConfig)]
-        for name in values:
-            if name not in known:
-                raise TypeError(
-                    f"variants: expected fields of RunConfig ({', '.join(known)}), got {name!r} in "
-                    f"{variant!r}{did_you_mean(name, known)}"
-                )
         if self.trunk is not None:
             values["trunk"] = self.trunk | {"seed": seed % TRUNK_SEEDS if self.trains_trunks else 0}
             if values.get("dataset", "photo-digits") == "photo-digits":  # the trunk has seen the images of seed 0
@@ -93,6 +108,21 @@ class Grid:
         """The networks that give the features, as a grid of their own."""
         name = str(self.trunk["pool"])
         return Grid("trunks", self.trunk, {name: {}}, TRUNK_SEEDS, self.profile, keep_models=TRUNK_SEEDS)
+
+
+def _check_fields(argument: str, values: dict, base: dict | None = None) -> None:
+    """Refuse what are no fields of a configuration or, together with those of ``base``, too few for one."""
+    known = [field.name for field in dataclasses.fields(RunConfig)]
+    if not isinstance(values, dict):
+        raise TypeError(f"{argument}: expected a dict of fields of RunConfig, got {values!r}")
+    for name in values:
+        if name not in known:
+            raise TypeError(
+                f"{argument}: expected fields of RunConfig ({', '.join(known)}), got {name!r}"
+                f"{did_you_mean(name, known)}"
+            )
+    if base is not None and not {"backbone", "pool"} <= {*base, *values}:
+        raise TypeError(f"{argument}: expected a backbone and a pool here or in the base, got {values!r}")
 
 
 def run(
@@ -138,7 +168,7 @@ def run(
     Raises:
         ValueError: ``workers`` is less than one, or given with a ``client``; the client's workers have more
             than one thread; the store cannot be written to, or its disk is nearly full; a backbone, pooling or data
-            set is unknown.
+            set is unknown, or cannot have the arguments that a variant gives it.
         FileNotFoundError: the folder of the images is missing, or the records of a cluster in the store's folder here.
         RuntimeError: no worker process could be started.
 
@@ -146,9 +176,16 @@ def run(
     >>> client = Client(LocalCluster(n_workers=8, threads_per_worker=1))  # doctest: +SKIP
     >>> run(grid, Store("/shared/runs"), client=client)  # doctest: +SKIP
     """
-    if workers is not None and (client is not None or workers < 1):
-        wanted = "None with a client, which has its own" if client is not None else "at least 1, or None"
-        raise ValueError(f"workers: expected {wanted}, got {workers}")
+    if workers is not None and client is not None:
+        raise ValueError(f"workers: expected None with a client, which has its own, got {workers}")
+    if workers is not None:
+        workers = check_int("workers", workers)
+    if precision is not None:
+        check_number("precision", precision, above_zero=True)
+    check_bool("retry_failed", retry_failed)
+    check_bool("progress", progress)
+    if compile is not None:
+        check_bool("compile", compile)
     if client is None:
         device = resolve_device(device).type
     if compile is None:
@@ -239,7 +276,7 @@ def _compute(
     ]
     if not jobs:
         return records
-    _check_names([config for job in jobs for config in job["configs"]], client is None)
+    check_runs([config for job in jobs for config in job["configs"]], client is None)
     store.check_writable()
     if grid.trains_trunks:
         how = {"workers": workers, "client": client, "device": device, "compile": compile}
@@ -265,24 +302,46 @@ def _together(runs: list[tuple[str, RunConfig]]) -> list[list[tuple[str, RunConf
     return [job[i : i + HEADS_AT_ONCE] for job in jobs.values() for i in range(0, len(job), HEADS_AT_ONCE)]
 
 
-def _check_names(configs: list[RunConfig], here: bool) -> None:
+def check_runs(configs: list[RunConfig], here: bool = True) -> None:
     """Refuse what would fail in every run of a variant: unknown names, a folder that is not on this machine."""
-    for backbone in {config.backbone for config in configs}:
-        check_backbone(backbone)
-    for pool in {config.pool for config in configs} - {"cls"}:
-        check_choice("pool", pool, [*list_pools(), *list_pools(family="probing"), "ablated_simpool", "cls"])
-    for dataset in {config.dataset for config in configs}:
-        check_choice("dataset", dataset, DATASETS)
+    for config in configs:
+        check_backbone(config.backbone)
+        check_pool("pool", config.pool, "cls")
+        check_choice("dataset", config.dataset, DATASETS)
+        if config.dataset == "photo-digits":
+            check_photo_digits(target=config.target, **config.data_options)
+        check_pretrained(config.pretrained, config.backbone)
+        if config.start is not None and here and not Path(config.start).is_file():
+            raise FileNotFoundError(f"start: expected a file of save_model(), found none at {config.start}")
+    for config in {repr(_model(config)): config for config in configs}.values():
+        _check_model(*_model(config))
     for folder in {config.data_root for config in configs} - {None} if here else ():
         if not Path(folder).expanduser().is_dir():
             raise FileNotFoundError(f"data_root: expected a folder, found none at {folder}; pass another path")
 
 
+def _model(config: RunConfig) -> tuple[dict, dict | None]:
+    """The arguments of the network of a run and, for a head, those of its pooling."""
+    network = config if config.trunk is None else config.trunk_config()
+    images = config.data_options
+    size = images.get("size", images.get("image_size", 48)) if config.dataset == "photo-digits" else None
+    head = None if config.trunk is None else {"name": config.pool, **config.pool_kwargs}
+    return network.model() | {"img_size": size, "pretrained": False}, head
+
+
+def _check_model(network: dict, head: dict | None) -> None:
+    """Refuse arguments that no network or pooling can be made of."""
+    with torch.device("meta"):
+        model = create_model(**network)
+        if head is not None:
+            create_pool(dim=model.num_features, **head)
+
+
 def _table(grid: Grid, runs: list[tuple[str, RunConfig]], store: Store, records: pd.DataFrame) -> pd.DataFrame:
     """The records of the runs, and those of further seeds that the store has."""
-    records = records.set_index("config_hash", drop=False)
+    known = pd.Index(records.config_hash)
     hashes = [config.hash() for _, config in runs]
-    if absent := [name for name in hashes if name not in records.index]:
+    if absent := [name for name in hashes if name not in known]:
         raise FileNotFoundError(
             f"store: expected a record of every run in {store.folder.resolve()}, found none of {len(absent)} that have "
             "ended; a cluster's machines and this one need a folder that they share"
@@ -290,11 +349,11 @@ def _table(grid: Grid, runs: list[tuple[str, RunConfig]], store: Store, records:
     variants = [variant for variant, _ in runs]
     for variant in grid.variants:
         seed = 1 + max(config.seed for name, config in runs if name == variant)
-        while (key := grid.config(variant, seed).hash()) in records.index:
+        while (key := grid.config(variant, seed).hash()) in known:
             hashes.append(key)
             variants.append(variant)
             seed += 1
-    table = records.loc[hashes].reset_index(drop=True)
+    table = records.iloc[known.get_indexer(hashes)].reset_index(drop=True)
     return table.assign(experiment=grid.experiment, variant=variants, profile=grid.profile)
 
 

@@ -182,16 +182,7 @@ def make_model(config: RunConfig, data: LabelledImages) -> nn.Module:
                 raise ValueError(f"start: {config.start} has {name}={theirs!r}, got {ours!r}; pass what it has")
         model.reset_classifier(len(data.classes))
         return model
-    return create_model(
-        config.backbone,
-        config.pool,
-        len(data.classes),
-        pool_kwargs=config.pool_kwargs,
-        norm_first=config.norm_first,
-        pretrained=config.pretrained,
-        img_size=data[0][0].shape[-1],
-        **config.model_options,
-    )
+    return create_model(num_classes=len(data.classes), img_size=data[0][0].shape[-1], **config.model())
 
 
 def load_split(config: RunConfig, split: str, at_most: int = TEST_IMAGES) -> LabelledImages:

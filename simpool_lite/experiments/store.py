@@ -30,6 +30,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from .. import __version__
+from ..checks import check_path
 from ..files import remove_stale, repository_root, write_atomically
 from .config import PROTOCOL, RunConfig
 from .tables import merged, one_per_run, read_tables
@@ -62,11 +63,12 @@ class Store:
         also_read: further stores whose records count as done.
 
     Raises:
+        TypeError: the folder is no path.
         ValueError: the folder is a file.
     """
 
     def __init__(self, folder: str | Path, also_read: tuple[Path, ...] = ()) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(check_path("store", folder))
         if self.folder.is_file():
             raise ValueError(f"store: expected a folder, got the file {self.folder}; pass another path")
         self.folders = (self.folder, *also_read)

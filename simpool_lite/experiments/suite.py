@@ -11,7 +11,9 @@ from typing import Literal
 
 import pandas as pd
 
-from ..checks import check_choice
+from ..checks import check_choice, check_int
+from ..datasets import DATASETS
+from ..models.create import check_backbone
 from .budgets import BUDGETS, GPU_IMAGES, OTHER, PASSES_OVER_A_FIXED_SET, PROFILES, SMOKE_IMAGES, SMOKE_SEEDS
 from .config import REGIMES
 from .evidence import PLANNED_SEEDS, recorded_runs
@@ -364,7 +366,7 @@ class Setting:
         backbone: any timm model; None is ``convnet_micro`` and ``vit_micro``, or larger ones under "gpu".
 
     Raises:
-        ValueError: there is no such profile.
+        ValueError: there is no such profile, data set or backbone; ``seeds`` is not an int of at least 1.
 
     >>> [grid.base["backbone"] for grid in Setting().grids("headline", "once")]
     ['vit_micro', 'convnet_micro']
@@ -377,8 +379,11 @@ class Setting:
     backbone: str | None = None
 
     def __post_init__(self) -> None:
-        if self.profile not in PROFILES:
-            raise ValueError(f"profile: expected one of {', '.join(PROFILES)}, got {self.profile!r}")
+        check_choice("profile", self.profile, PROFILES)
+        check_choice("dataset", self.dataset, DATASETS)
+        check_int("seeds", self.seeds)
+        if self.backbone:
+            check_backbone(self.backbone)
 
     @property
     def recorded(self) -> bool:

@@ -87,15 +87,17 @@ def one_per_run(records: pd.DataFrame) -> pd.DataFrame:
             f"{PROTOCOL}; use a newer version of simpool_lite to read them"
         )
         records = records[~newer]
-    finished = records[records.status == "ok"]
-    values = finished.groupby("config_hash")[COMPARED].nunique()
+    twice = records.config_hash.duplicated(keep=False)  # few are, and the rest need no sorting
+    again = records[twice].assign(ok=lambda table: table.status == "ok")
+    again = again.sort_values(["ok", "started"], ascending=False, kind="stable")
+    values = again[again.ok].groupby("config_hash")[COMPARED].nunique()
     if different := list(values.index[(values > 1).any(axis=1)]):
         _warn(
             f"{len(different)} configurations have finished records with different results, the newest counts: "
             f"{_some(different)}"
         )
-    order = records.assign(ok=records.status == "ok").sort_values(["ok", "started"], ascending=False, kind="stable")
-    return records.loc[order.drop_duplicates("config_hash").index.sort_values()].reset_index(drop=True)
+    superseded = again.index[again.config_hash.duplicated()]
+    return records.drop(superseded).reset_index(drop=True) if len(superseded) else records.reset_index(drop=True)
 
 
 def _some(names: list[str]) -> str:

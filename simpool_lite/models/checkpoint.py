@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..device import resolve_device
 from ..files import write_atomically
-from .create import create_model
+from .create import BUILT, create_model
 
 HEADER = "simpool_lite"
 # A larger width, number of vectors or image is no model but an attack on memory; more blocks one on time.
@@ -28,25 +28,7 @@ ARGUMENTS: dict[str, type | tuple[type, ...]] = {
     "norm_first": bool,
     "max_logits": bool,
     "img_size": (int, tuple, type(None)),
-    # timm's keywords that say what is built. None of those that say where weights come from.
-    "in_chans": int,
-    "class_token": bool,
-    "global_pool": str,
-    "reg_tokens": int,
-    "no_embed_class": bool,
-    "dynamic_img_size": bool,
-    "init_values": (int, float),
-    "qkv_bias": bool,
-    "output_stride": int,
-    "patch_size": int,
-    "embed_dim": int,
-    "depth": int,
-    "num_heads": int,
-    "mlp_ratio": (int, float),
-    "width": int,
-    **dict.fromkeys(
-        "drop_rate drop_path_rate pos_drop_rate patch_drop_rate proj_drop_rate attn_drop_rate".split(), (int, float)
-    ),
+    **{name: (int, float) if kind is float else kind for name, kind in BUILT.items()},
 }
 
 

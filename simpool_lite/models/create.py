@@ -4,12 +4,36 @@ import inspect
 import re
 
 import timm
+import torch
 from torch import nn
 
-from ..checks import check_bool, check_int, check_number, did_you_mean
+from ..checks import check_bool, check_int, check_number, check_options, did_you_mean
+from ..pooling.base import check_pool
 from . import micro  # noqa: F401  (registers convnet_micro and vit_micro with timm)
 from .pooled import change_pooling, keep_class_token
 from .weights import check_pretrained, timm_model
+
+# timm's keywords that say what is built. None of those that say where weights come from.
+BUILT: dict[str, type] = {
+    "in_chans": int,
+    "class_token": bool,
+    "global_pool": str,
+    "reg_tokens": int,
+    "no_embed_class": bool,
+    "dynamic_img_size": bool,
+    "init_values": float,
+    "qkv_bias": bool,
+    "output_stride": int,
+    "patch_size": int,
+    "embed_dim": int,
+    "depth": int,
+    "num_heads": int,
+    "mlp_ratio": float,
+    "width": int,
+    **dict.fromkeys(
+        "drop_rate drop_path_rate pos_drop_rate patch_drop_rate proj_drop_rate attn_drop_rate".split(), float
+    ),
+}
 
 
 def create_model(
@@ -63,20 +87,16 @@ def create_model(
     (torch.Size([2, 10]), torch.Size([2, 1, 12, 12]))
     """
     num_classes = check_int("num_classes", num_classes, 0)
-    if "in_chans" in timm_kwargs:
-        timm_kwargs["in_chans"] = check_int("in_chans", timm_kwargs["in_chans"], 1)
     norm_first, max_logits = check_bool("norm_first", norm_first), check_bool("max_logits", max_logits)
-    for name, value in timm_kwargs.items():
-        if name.endswith("_rate") and value is not None and not 0 <= check_number(name, value, zero=True) < 1:
-            raise ValueError(f"{name}: expected a share from 0 to below 1, got {value!r}; 0.1 is usual")
-    if not isinstance(pool_kwargs, dict | None) or not all(isinstance(key, str) for key in pool_kwargs or {}):
-        raise TypeError(f'pool_kwargs: expected a dict such as {{"gamma": 2.0}}, got {pool_kwargs!r}')
+    timm_kwargs = {name: _checked(name, value) for name, value in timm_kwargs.items()}
+    pool_kwargs = {} if pool_kwargs is None else check_options("pool_kwargs", pool_kwargs)
+    check_pool("pool", pool, "cls")
     if pool == "cls" and pool_kwargs:
         raise ValueError(f"pool_kwargs: pool 'cls' has no arguments, got {pool_kwargs!r}")
     img_size = _pixels(img_size)
     check_backbone(backbone)
     check_pretrained(pretrained, backbone)
-    needs_class_token = pool == "cls" or (pool_kwargs or {}).get("init") == "cls"
+    needs_class_token = pool == "cls" or pool_kwargs.get("init") == "cls"
     has_choice = takes(backbone, "class_token")
     if has_choice and not needs_class_token and not pretrained and not {"class_token", "global_pool"} & {*timm_kwargs}:
         timm_kwargs |= {"class_token": False, "global_pool": "avg"}
@@ -86,14 +106,14 @@ def create_model(
     if pool == "cls":
         model = keep_class_token(model, backbone)
     else:
-        model = change_pooling(model, pool, norm_first, max_logits, pool_kwargs or {}, img_size)
+        model = change_pooling(model, pool, norm_first, max_logits, pool_kwargs, img_size)
     if has_choice:  # without `pretrained`, a loaded model finds here whether its trunk has one
         timm_kwargs["class_token"] = model.cls_token is not None
     model.create_config = {
         "backbone": backbone,
         "pool": pool,
         "num_classes": num_classes,
-        "pool_kwargs": dict(pool_kwargs or {}),
+        "pool_kwargs": dict(pool_kwargs),
         "norm_first": norm_first,
         "max_logits": max_logits,
         "img_size": img_size,
@@ -101,6 +121,20 @@ def create_model(
         **{k: v for k, v in timm_kwargs.items() if not k.startswith(("pretrained", "checkpoint_path", "cache_dir"))},
     }
     return model
+
+
+def _checked(name: str, value: object) -> object:
+    """The value of one of timm's keywords, a ValueError or TypeError if it is of another type than it should be."""
+    kind = BUILT.get(name)
+    if value is None and kind in (float, str, None):
+        return None
+    if name.endswith("_rate") and not 0 <= check_number(name, value, zero=True) < 1:
+        raise ValueError(f"{name}: expected a share from 0 to below 1, got {value!r}; 0.1 is usual")
+    if kind is bool:
+        return check_bool(name, value)
+    if kind is int:
+        return check_int(name, value, 0 if name == "reg_tokens" else 1)
+    return check_number(name, value, above_zero=True, zero=True) if kind is float else value
 
 
 def _pixels(img_size: object) -> int | tuple[int, int] | None:
@@ -160,7 +194,14 @@ def _timm_backbone(name: str, num_classes: int, pretrained: bool | str, img_size
                 f"{wrong[1]}: expected an argument of create_model() or of timm's {name}, got "
                 f"{wrong[1]}={kwargs[wrong[1]]!r}{did_you_mean(wrong[1], known) or '; leave it out'}"
             ) from error
-        raise
+        own = {key: value for key, value in kwargs.items() if key not in ("class_token", "global_pool")} or kwargs
+        passed_on = isinstance(error, OSError | ModuleNotFoundError | MemoryError | torch.OutOfMemoryError)
+        if not own or passed_on or re.match(r"\w+: ", str(error)):
+            raise
+        given = ", ".join(f"{key}={value!r}" for key, value in own.items())
+        raise ValueError(
+            f"{' or '.join(own)}: expected what timm's {name} takes, got {given} ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _class_token_backbone(

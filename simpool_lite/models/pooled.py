@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..checks import check_bool, check_int
 from ..pooling import create_pool
+from ..pooling.base import check_pool
 
 
 class ChangedModel:
@@ -191,6 +192,7 @@ def change_pooling(
             "model: expected a timm classification model (forward_features, forward_head, num_features), "
             f"got {type(model).__name__}"
         )
+    check_pool("pool", pool)
     check_bool("norm_first", norm_first)
     check_bool("max_logits", max_logits)
     _check_place(model, pool, max_logits, pool_kwargs)

@@ -81,11 +81,13 @@ class Pool(nn.Module):
             method that weighs no positions. Both have the dtype of ``x``.
 
         Raises:
-            TypeError: ``x`` is not a floating-point tensor.
+            TypeError: ``x`` is not a dense floating-point tensor of 16 bits or more.
             ValueError: ``x`` has another number of dimensions or channels, no positions, or does not
                 fit ``grid``; ``grid`` is missing for tokens and the method needs it.
         """
         tokens, grid = self._read(x, grid)
+        if not torch.compiler.is_compiling():
+            check_bool("return_attention", return_attention)
         dtype = accumulation_dtype(x.dtype)
         own = {name: tensor for name, tensor in self._tensors() if tensor.is_floating_point()}
         if any(tensor.dtype != dtype for tensor in own.values()):  # this method again, with all of them in that dtype
@@ -111,9 +113,11 @@ class Pool(nn.Module):
         yield from self.named_buffers()
 
     def _read(self, x: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, tuple[int, int] | None]:
-        if not isinstance(x, Tensor) or not x.is_floating_point():
+        if not isinstance(x, Tensor) or not x.is_floating_point() or x.dtype.itemsize < 2:
             came = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise TypeError(f"x: expected a floating-point tensor, got {came}")
+            raise TypeError(f"x: expected a floating-point tensor of 16 bits or more, got {came}")
+        if x.layout != torch.strided or x.is_nested:
+            raise TypeError(f"x: expected a dense tensor, got {'a nested one' if x.is_nested else x.layout}")
         if x.ndim not in (3, 4):
             raise ValueError(f"x: expected tokens (B, N, d) or maps (B, d, H, W), got shape {tuple(x.shape)}")
         if grid is not None and not torch.compiler.is_compiling():  # where sizes are symbols
@@ -224,18 +228,26 @@ def create_pool(name: str, dim: int, **kwargs) -> Pool:
     >>> create_pool("gap", 8)(torch.ones(2, 8, 5, 5)).shape
     torch.Size([2, 8])
     """
-    if not isinstance(name, str) or name not in _POOLS:
-        check_choice("name", name, [listed for listed in _POOLS if listed not in _UNLISTED])
+    check_pool("name", name)
     accepted = _arguments(name)
     for key in kwargs:
         if key not in accepted:
             expected = f"one of {', '.join(accepted)}" if accepted else "no further arguments"
             ablation = next((f"; {other!r} has it" for other in _UNLISTED if key in _arguments(other)), "")
             hint = did_you_mean(key, accepted) or ablation
-            raise TypeError(f"{key}: pool {name!r} does not have this argument; expected {expected}{hint}")
+            raise TypeError(
+                f"{key}: pool {name!r} does not have this argument; expected {expected}, "
+                f"got {key}={kwargs[key]!r}{hint}"
+            )
         if accepted[key].annotation is bool:
             check_bool(key, kwargs[key])
     return _POOLS[name](dim, **kwargs)
+
+
+def check_pool(argument: str, name: str, *others: str) -> None:
+    """Raise for what is neither a pooling's name nor one of the others; ``argument`` is what the caller has it from."""
+    if not isinstance(name, str) or name not in {*_POOLS, *others}:
+        check_choice(argument, name, [*(listed for listed in _POOLS if listed not in _UNLISTED), *others])
 
 
 def _arguments(name: str) -> dict[str, inspect.Parameter]:

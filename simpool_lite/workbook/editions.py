@@ -16,8 +16,13 @@ from nbconvert.preprocessors import ClearOutputPreprocessor, Preprocessor
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell
 
+<<<<<<< HEAD
 from .notebooks import WorkbookError, clean, for_commit, read, select, title, write, write_text
 from .report import TEMPLATES, PageExporter, local_file, localise, page_name, style, with_alternative_text
+=======
+from .notebooks import WorkbookError, check_output, clean, for_commit, read, select, title, write, write_text
+from .report import TEMPLATES, PageExporter, local_file, localise, page_name, style
+>>>>>>> h/faults
 
 ANSWER = "# Your answer"
 # What the notebooks say above their exercises, and what is true of a sheet without solutions.
@@ -84,6 +89,7 @@ def write_student(folder: Path, output: Path, names: Sequence[str] = (), reposit
         raise WorkbookError(f"--colab: expected the https address of a repository, got {repository!r}")
     if output.resolve() in {path.parent.resolve() for path in chosen}:
         raise WorkbookError(f"--output: {output} holds the notebooks themselves; choose another folder")
+    check_output(output)
     written, documents = [], []
     for path in chosen:
         node, _ = AnswerCells(enabled=True)(read(path), {})
@@ -143,6 +149,7 @@ def write_slides(folder: Path, output: Path, names: Sequence[str] = ()) -> list[
     Arguments as for ``write_student``.
     """
     chosen, reveal = select(folder, names), _reveal()
+    check_output(output)
     written, titles = [], []
     for path in chosen:
         node, _ = SlidesByHeadings(enabled=True)(with_alternative_text(read(path)), {})

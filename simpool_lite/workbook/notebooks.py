@@ -85,6 +85,16 @@ def write_text(text: str, path: Path) -> None:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
+def check_output(folder: Path) -> None:
+    """Raise a WorkbookError for a folder that cannot be written to."""
+    try:
+        with write_atomically(folder / "probe") as temporary:
+            temporary.touch()
+        (folder / "probe").unlink(missing_ok=True)
+    except OSError as error:
+        raise WorkbookError(f"--output: cannot write to the folder {folder} ({error}); choose another") from error
+
+
 def title(node: NotebookNode) -> str | None:
     """Return the first heading of a notebook as plain text."""
     for cell in node.cells:

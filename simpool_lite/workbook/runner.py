@@ -20,9 +20,9 @@ from jupyter_client.kernelspec import KernelSpec
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError, strip_color
 
-from ..files import write_atomically
 from .notebooks import (
     WorkbookError,
+    check_output,
     clean,
     declared_parameters,
     duration,
@@ -112,7 +112,7 @@ def plan(
     for names in declared.values():
         for name in parameters.keys() & names.keys():
             _check_value(name, parameters[name], names[name])
-    _check_output(output)
+    check_output(output)
     if profile is not None:
         parameters = {"profile": profile, **parameters}
     return [
@@ -156,15 +156,6 @@ def _is_own(name: str, value: Any, defaults: dict[str, str]) -> bool:
         return value != ast.literal_eval(defaults[name])
     except (ValueError, SyntaxError):
         return True
-
-
-def _check_output(output: Path) -> None:
-    try:
-        with write_atomically(output / "probe") as temporary:
-            temporary.touch()
-        (output / "probe").unlink(missing_ok=True)
-    except OSError as error:
-        raise WorkbookError(f"--output: cannot write to the folder {output} ({error}); choose another") from error
 
 
 def execute(

@@ -247,7 +247,7 @@ def test_failed_runs_are_retried_on_demand(tmp_path):
 
 def test_workers_are_counted(undisturbed):
     store, _ = undisturbed
-    with pytest.raises(ValueError, match="workers: expected at least 1, or None, got 0"):
+    with pytest.raises(ValueError, match="workers: expected an int of at least 1, got 0"):
         run(GRID, store, workers=0)
     with pytest.raises(ValueError, match="workers: expected None with a client, which has its own, got 2"):
         run(GRID, store, workers=2, client=object())

@@ -252,7 +252,7 @@ def test_more_training_images_keep_the_test_images():
 def test_device_names():
     assert resolve_device("cpu").type == "cpu"
     assert resolve_device().type in {"cuda", "mps", "cpu"}
-    with pytest.raises(ValueError, match="device: expected auto, cuda, mps or cpu, got 'tpu'"):
+    with pytest.raises(ValueError, match="device: expected one of auto, cuda, mps, cpu, got 'tpu'"):
         resolve_device("tpu")
 
 

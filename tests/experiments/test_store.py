@@ -351,11 +351,14 @@ def test_a_record_written_while_others_are_put_together_stays(tmp_path, monkeypa
         ({"pool": "simpol"}, ValueError, "^pool: .*'simpol'; did you mean 'simpool'"),
         ({"dataset": "cifar1O"}, ValueError, "^dataset: .*'cifar1O'; did you mean 'cifar10'"),
         ({"dataset": "folder", "data_root": "no/such/folder"}, FileNotFoundError, "^data_root: .*no/such/folder"),
-        ({"pol": "gap"}, TypeError, "^variants: .*'pol' in 'GAP'; did you mean 'pool'"),
+        ({"pol": "gap"}, TypeError, r"^variants\['GAP'\]: .*'pol'; did you mean 'pool'"),
+        ({"pool_kwargs": {"k": 3}}, TypeError, "^k: pool 'gap' does not have this argument"),
+        ({"data_options": {"num_images": 0}}, ValueError, "^num_images: expected an int of at least 1, got 0"),
+        ({"start": "no/such/file"}, FileNotFoundError, "^start: .*no/such/file"),
     ],
 )
 def test_what_would_fail_in_every_run_is_refused_at_once(tmp_path, fields, error, said):
-    grid = Grid("test", {"backbone": "vit_micro"}, {"GAP": {"pool": "gap"} | fields}, seeds=3)
     with pytest.raises(error, match=said):
+        grid = Grid("test", {"backbone": "vit_micro"}, {"GAP": {"pool": "gap"} | fields}, seeds=3)
         run(grid, Store(tmp_path), device="cpu", progress=False)
     assert not list(tmp_path.iterdir())

@@ -229,7 +229,7 @@ def test_devices(good, device):
 
 @pytest.mark.parametrize("device", ["gpu", "disk:0"])
 def test_unknown_devices(good, device):
-    with pytest.raises(ValueError, match="device: expected auto"):
+    with pytest.raises(ValueError, match="device: expected one of auto"):
         load_model(good, device=device)
 
 

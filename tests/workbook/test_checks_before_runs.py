@@ -102,9 +102,28 @@ def test_a_name_like_no_other_gets_the_list_alone(run):
     assert "did you mean" not in message
 
 
-def test_profiles_of_the_workbook_are_known(capsys):
-    assert main(["run", "-p", "profile", "laptob"]) == 2
-    assert "expected one of smoke, laptop, gpu" in capsys.readouterr().err
+OF_THE_WORKBOOK = {
+    ("profile", "laptob"): "did you mean 'laptop'?",
+    ("device", "cdua"): "did you mean 'cuda'?",
+    ("device", "3"): "expected one of auto, cuda, mps, cpu",
+    ("dataset", "imagenete"): "did you mean 'imagenette'?",
+    ("dataset", "None"): "expected one of photo-digits",
+    ("regime", "haed"): "did you mean 'head'?",
+    ("backbone", "resnet5O"): "did you mean 'resnet50'?",
+    ("backbone", "3"): "expected the name of a timm model",
+    ("data_root", "no/such/folder"): "expected a folder, found none at no/such/folder",
+    ("data_root", "3"): "expected a path, got 3",
+    ("store", __file__): "expected a folder, got the file",
+    ("store", "3"): "expected a path, got 3",
+}
+
+
+@pytest.mark.parametrize(("name", "value"), OF_THE_WORKBOOK)
+def test_values_of_the_workbooks_parameters_are_checked(capsys, monkeypatch, name, value):
+    monkeypatch.setattr(runner, "execute", None)  # no kernel
+    assert main(["run", "05", "-p", name, value]) == 2
+    message = capsys.readouterr().err
+    assert f"parameter {name}: expected" in message and OF_THE_WORKBOOK[name, value] in message
 
 
 @pytest.mark.parametrize("where", ["file", "file/below"])
