@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -64,7 +65,10 @@ OPTIONS = {
     "convnet_micro": {"width": 8},
     "vit_micro": {"depth": 2, "img_size": SIDE, "dynamic_img_size": True},
 }
+COMPARED = ("GAP", "SimPool", "SimPool, gamma 2", "ViT, CLS", "ViT, SimPool")  # in the small Tables 3 to 6
+TWINS = ("ViT, CLS", "ViT, SimPool")  # also trained with labels of the digit
 STRIDES = {"convnet_micro": 4, "vit_micro": 8}
+RATES = {"convnet_micro": 2e-3, "vit_micro": 5e-4}  # of DINO; the transformer's is the best of three on "val"
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,17 @@ class Run:
 
 # Whose maps the notebook shows.
 SHOWN = (Run("SimPool"), Run("SimPool", "supervised"), Run("SimPool", "supervised", "digit"))
+
+
+def table_runs(seeds: Iterable[int] = range(3)) -> list[Run]:
+    """The runs of the small Tables 3 to 6: networks untrained and by DINO, and the twins trained with labels."""
+    runs = []
+    for network, seed in product(COMPARED, seeds):
+        rate = RATES[NETWORKS[network]["backbone"]]
+        runs += [Run(network, "none", seed=seed), Run(network, seed=seed, learning_rate=rate)]
+        if network in TWINS:
+            runs.append(Run(network, "supervised", "digit", seed=seed))
+    return runs
 
 
 @cache
