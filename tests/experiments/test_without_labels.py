@@ -9,7 +9,7 @@ import torch
 from simpool_lite.__main__ import main
 from simpool_lite.experiments import without_labels as experiment
 from simpool_lite.experiments.store import recorded_results
-from simpool_lite.experiments.without_labels import FOLDER, Run, enlarged, make, network_of, run_all
+from simpool_lite.experiments.without_labels import FOLDER, Run, enlarged, make, network_of, run_all, table_runs
 from simpool_lite.models import patch_features
 from simpool_lite.training.dino import _check_health
 
@@ -53,15 +53,29 @@ def test_runs_are_kept_and_found_again(small, monkeypatch):
     assert found.run.tolist() == records.run.tolist()
 
 
-def test_no_recorded_run_that_learned_counts_as_collapsed():
-    """GAP's seed 1 has an information of 0.015 in its last epoch and gained 15 points of k-NN."""
+def test_recorded_runs_that_count_as_collapsed_gained_little():
+    """GAP's seed 1 has an information of 0.015 in its last epoch and gained 15 points of k-NN: that is none."""
     curves = pd.read_parquet(recorded_results() / FOLDER / "curves" / "recorded.parquet").dropna(subset="information")
     records = pd.read_parquet(recorded_results() / FOLDER / "runs" / "recorded.parquet")
     assert len(curves) >= 2 * (records.training == "dino").sum() > 0
-    for row in curves.to_dict("records"):
+    collapsed = [Run("GAP", seed=2), Run("SimPool, gamma 2", seed=1), Run("SimPool, gamma 2", seed=2)]
+    hashes = [run.hash() for run in collapsed]
+    for row in curves[~curves.run.isin(hashes)].to_dict("records"):
         _check_health(row, 256, stop_if_collapsed=True)
-    k_nn = records[(records.network == "GAP") & (records.seed == 1)].set_index("training").knn_photo
-    assert curves.information.min() < 0.02 and k_nn["dino"] > k_nn["none"] + 10
+    for name in hashes:
+        with pytest.raises(RuntimeError, match="collapsed in epoch 2"):
+            _check_health(curves[curves.run == name].iloc[-1].to_dict(), 256, stop_if_collapsed=True)
+    k_nn = records.set_index("run").knn_photo
+    gained = {run: k_nn[run.hash()] - k_nn[Run(run.network, "none", seed=run.seed).hash()] for run in collapsed}
+    assert max(gained.values()) < 4.5
+    assert k_nn[Run("GAP", seed=1).hash()] - k_nn[Run("GAP", "none", seed=1).hash()] > 10
+
+
+def test_the_runs_of_the_tables_are_recorded():
+    runs = table_runs()
+    records = pd.read_parquet(recorded_results() / FOLDER / "runs" / "recorded.parquet")
+    assert {run.hash() for run in runs} <= set(records[records.status == "ok"].run)
+    assert len({run.hash() for run in runs}) == len(runs) == 3 * (5 * 2 + 2)
 
 
 @pytest.mark.parametrize(("network", "grid"), [("SimPool", (16, 16)), ("ViT, CLS", (12, 12))])
