@@ -16,13 +16,8 @@ from nbconvert.preprocessors import ClearOutputPreprocessor, Preprocessor
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell
 
-<<<<<<< HEAD
-from .notebooks import WorkbookError, clean, for_commit, read, select, title, write, write_text
-from .report import TEMPLATES, PageExporter, local_file, localise, page_name, style, with_alternative_text
-=======
 from .notebooks import WorkbookError, check_output, clean, for_commit, read, select, title, write, write_text
-from .report import TEMPLATES, PageExporter, local_file, localise, page_name, style
->>>>>>> h/faults
+from .report import TEMPLATES, PageExporter, local_file, localise, page_name, style, with_alternative_text
 
 ANSWER = "# Your answer"
 # What the notebooks say above their exercises, and what is true of a sheet without solutions.
