@@ -1,11 +1,12 @@
 """Arguments that are not what was expected: one way to say so."""
 
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
-from numbers import Integral, Real
+from numbers import Integral, Rational, Real
 
 LARGEST = 2**63 - 1  # what torch and numpy take for a size
 
@@ -31,7 +32,9 @@ def check_number(name: str, value: float, *, above_zero: bool = False, zero: boo
     Raises:
         ValueError: it is no finite number; it is 0, unless ``zero`` allows that; it is below 0 where it must be above.
     """
-    ok = isinstance(value, Real) and not _is_bool(value) and abs(value) <= sys.float_info.max  # NaN is not
+    ok = isinstance(value, Real) and not _is_bool(value)
+    if ok:  # isfinite cannot take 10**400
+        ok = abs(value) <= sys.float_info.max if isinstance(value, Rational) else math.isfinite(value)
     if not ok or (value == 0 and not zero) or (above_zero and value < 0):
         allowed = (" of at least 0" if zero else " above 0") if above_zero else "" if zero else " other than 0"
         raise ValueError(f"{name}: expected a finite number{allowed}, got {value!r}")
