@@ -48,7 +48,7 @@ SEGMENTED = 1024  # images of the bank that the linear segmentation is trained o
 FEW = 256  # labelled images of fine-tuning
 # Points of k-NN. What a training has to add to the untrained network and to pixels, with every seed: stated before the
 # runs of the seeds 1 and 2. What would matter between two poolings: stated before the second run of GAP. What would
-# matter in a box measure, for which one more digit found in twenty is 5 points: stated before the first transformer.
+# matter in a box measure, 5 points as in notebook 10: stated before a transformer was tested.
 LEARNED, MATTERS, MATTERS_BOXES = 3.0, 2.0, 5.0
 CROPS = {"global_size": 24, "local_size": 12, "local_crops": 1, "local_scale": (0.15, 0.4), "blur": 0.5}
 HEAD = {"outputs": 256, "hidden": 256, "bottleneck": 64}
