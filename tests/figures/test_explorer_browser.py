@@ -17,6 +17,7 @@ import nbformat
 import pytest
 from jupyter_client import BlockingKernelClient
 from selenium import webdriver
+from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException, TimeoutException
 from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -48,12 +49,34 @@ PIXELS = """
     canvas.getContext('2d').drawImage(img, 0, 0);
     return canvas.toDataURL();
 """
-KERNEL_IS_IDLE = """
-    const page = window.jupyterapp && window.jupyterapp.shell.currentWidget;
-    return !!page && !!page.sessionContext && page.sessionContext.session?.kernel?.status === 'idle';
+# Not the current widget: without a window that has the focus there may be none.
+RUN_ALL = """
+    const app = window.jupyterapp;
+    const page = app && [...app.shell.widgets('main')].find(widget => widget.sessionContext);
+    if (page?.sessionContext.session?.kernel?.status !== 'idle') return false;
+    app.shell.activateById(page.id);
+    app.commands.execute('notebook:run-all-cells').catch(console.error);  // not awaited, it may take minutes
+    return true;
 """
-# Not awaited: it would last as long as the notebook does, which may be longer than a driver waits for a script.
-RUN_ALL = "window.jupyterapp.commands.execute('notebook:run-all-cells').catch(console.error);"
+# Moves of the threshold and the image; the photograph has arrived before the next one, and so has what came before it.
+MOVE = """
+    const [first, last, done] = arguments, page = document.querySelector('.explorer');
+    const image = page.querySelector('select'), handle = page.querySelector('.noUi-handle');
+    const photograph = page.querySelector('img');
+    (async () => {
+        for (let i = first; i < last; i++) {
+            const arrived = new Promise(loaded => photograph.addEventListener('load', loaded, {once: true}));
+            const key = Math.floor(i / 5) % 2 ? 'ArrowRight' : 'ArrowLeft';
+            handle.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true, cancelable: true}));
+            image.selectedIndex = i % 12;
+            image.dispatchEvent(new Event('change', {bubbles: true}));
+            await arrived;
+        }
+    })().then(() => done(photograph.src));
+"""
+
+# The button's chooser of files is in no page and opens a window of the system: put it where the driver finds it.
+SHOW_CHOOSER = "HTMLInputElement.prototype.click = function () { document.querySelector('.explorer').append(this); };"
 
 
 class Explorer:
@@ -66,7 +89,7 @@ class Explorer:
         driver.execute_script("arguments[0].scrollIntoView()", self.element)
 
     def until(self, condition: Callable[[], object]) -> object:
-        return WebDriverWait(self.driver, PATIENCE, poll_frequency=0.02).until(lambda _: condition())
+        return wait(self.driver, condition)
 
     def pixels(self, picture: int = 1) -> str | None:
         """Of the photograph, 0, or the map over it, 1."""
@@ -79,14 +102,30 @@ class Explorer:
     def choose(self, name: str, text: str, picture: int = 1) -> str:
         """Choose from a list; the picture that follows."""
         before = self.pixels(picture)
-        self.control(name).select_by_visible_text(text)
+        self.until(lambda: self.control(name).select_by_visible_text(text) or True)
         return self.until(lambda: (now := self.pixels(picture)) != before and now)
 
     def chosen(self, name: str) -> str:
-        return self.control(name).first_selected_option.text
+        return self.until(lambda: self.control(name).first_selected_option.text)
 
-    def raise_threshold(self, key: str = Keys.ARROW_RIGHT) -> None:
-        self.element.find_element(By.CSS_SELECTOR, ".noUi-handle").send_keys(key)
+    def raise_threshold(self) -> None:
+        self.element.find_element(By.CSS_SELECTOR, ".noUi-handle").send_keys(Keys.ARROW_RIGHT)
+
+    def move(self, times: int) -> None:
+        """Move the threshold and choose an image so often, each time until the photograph is there."""
+        for first in range(0, times, 20):
+            self.driver.execute_async_script(MOVE, first, min(first + 20, times))
+
+
+def wait(driver: webdriver.Chrome, condition: Callable[[], object]) -> object:
+    """What the condition gives once it is true; else an error with the end of what the page says."""
+    try:
+        # The page replaces a list's options when another control has moved: whoever holds the old ones asks again.
+        patient = WebDriverWait(driver, PATIENCE, 0.05, [NoSuchElementException, StaleElementReferenceException])
+        return patient.until(lambda _: condition())
+    except TimeoutException:
+        seen = driver.execute_script("return document.title + ': ' + document.body.innerText.slice(-2000)")
+        raise TimeoutException(f"nothing within {PATIENCE} s; the page: {seen}") from None
 
 
 def free_port() -> int:
@@ -137,7 +176,7 @@ def driver(tmp_path_factory) -> Iterator[webdriver.Chrome]:
     ):  # fmt: skip
         options.add_argument(option)
     driver = webdriver.Chrome(options=options, service=Service(DRIVER))  # a path, so that nothing is looked up
-    driver.set_script_timeout(PATIENCE)  # by default 30 s, and while a page loads it answers nobody
+    driver.set_script_timeout(PATIENCE)
     driver.command_executor.client_config.timeout = 2 * PATIENCE  # for one answer of the driver; by default 120 s
     yield driver
     driver.quit()
@@ -169,8 +208,7 @@ def jupyterlab(folder: Path, driver: webdriver.Chrome) -> Iterator[Explorer]:
         "--LanguageServerManager.autodetect=False",  # it would ask npm what is installed
     ):  # fmt: skip
         driver.get(f"http://127.0.0.1:{port}/lab/tree/{NOTEBOOK}?token=browser")
-        WebDriverWait(driver, PATIENCE).until(lambda _: driver.execute_script(KERNEL_IS_IDLE))
-        driver.execute_script(RUN_ALL)
+        wait(driver, lambda: driver.execute_script(RUN_ALL))
         yield Explorer(driver)
         driver.get("about:blank")
 
@@ -205,8 +243,8 @@ def memory(folder: Path) -> int:
 def test_controls_change_the_picture(page):
     errors = page.driver.find_elements(By.CSS_SELECTOR, "[data-mime-type='application/vnd.jupyter.stderr']")
     assert not [error.text for error in errors]
-    page.choose("backbone", "convnet_micro")
-    page.choose("pooling", "SimPool")
+    page.choose("backbone", "convnet_micro")  # the page starts with the transformer
+    page.until(lambda: page.chosen("pooling") == "SimPool")  # this backbone has no CLS
     first = page.choose("image", "photo-digits 5")
     second = page.choose("pooling", "GAP")
     assert page.chosen("map") == "class activation (CAM)" and second != first
@@ -219,7 +257,9 @@ def test_controls_change_the_picture(page):
 
 
 def test_a_picture_of_the_readers(page):
-    chooser = page.element.find_element(By.CSS_SELECTOR, "input[type=file]")
+    page.driver.execute_script(SHOW_CHOOSER)
+    page.element.find_element(By.XPATH, ".//button[contains(., 'upload')]").click()
+    chooser = page.until(lambda: page.element.find_element(By.CSS_SELECTOR, "input[type=file]"))
     chooser.send_keys(str(ROOT / "data" / "photographs" / "rocket.png"))
     page.until(lambda: page.chosen("image") == "your picture")
 
@@ -237,17 +277,10 @@ def test_draw_a_digit(page):
 
 def test_memory_stays(page, folder):
     """Were the pictures kept, two PNG files a move, 200 moves would leave more than 40 MB; a third is allowed."""
-
-    def move(i: int) -> None:
-        page.raise_threshold((Keys.ARROW_LEFT, Keys.ARROW_RIGHT)[i // 5 % 2])
-        page.choose("image", f"photo-digits {i % 12}", picture=0)  # arrives after what the threshold changed
-
     page.choose("image", "coffee", picture=0)
-    for i in range(24):  # every answer is computed, every allocator has what it needs
-        move(i)
+    page.move(24)  # every answer is computed, every allocator has what it needs
     before = memory(folder)
-    for i in range(200):
-        move(i)
+    page.move(200)
     assert memory(folder) - before < 14e6
 
 
@@ -259,5 +292,4 @@ def test_voila_shows_the_page(tmp_path, driver):
         explorer = Explorer(driver)
         assert not driver.find_elements(By.CSS_SELECTOR, ".jp-InputArea-editor")  # no code
         explorer.choose("backbone", "convnet_micro")
-        explorer.choose("pooling", "GAP")
         driver.get("about:blank")
