@@ -373,7 +373,7 @@ class Setting:
     """
 
     profile: str = "laptop"
-    seeds: int = PLANNED_SEEDS["once"]
+    seeds: int = 5
     dataset: str = "photo-digits"
     data_root: str | None = None
     backbone: str | None = None

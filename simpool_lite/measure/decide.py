@@ -342,7 +342,7 @@ def _seeds_matter(seeds: pd.DataFrame, block: pd.Series) -> bool:
     by_seed_alone = within.mean(axis=1)
     rest = ((within.sub(by_seed_alone, axis=0)) ** 2).to_numpy().sum() / others
     between = seeds.shape[1] * (by_seed_alone**2).sum()
-    return bool(rest == 0 < between or between / rest > stats.f.isf((1 - CONFIDENCE) / 2, freedom, freedom * others))
+    return bool(between > rest * stats.f.isf((1 - CONFIDENCE) / 2, freedom, freedom * others))
 
 
 def half_width(

@@ -5,6 +5,7 @@ import re
 import shutil
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
@@ -160,6 +161,19 @@ def test_the_table_of_records_is_in_the_repository(records):
     rows = re.findall(r"^\| `([a-z-]+)` \| (head|once) \| `(\w+)` \| (\S+) \| (\d+) \| (\d+) \| (\S+) \|$", text, re.M)
     table = table_of_records(records).round({"hours": 2}).astype(str)
     assert rows == [tuple(row) for row in table.itertuples(index=False)] and rows
+
+
+def test_what_is_said_of_rounding_is_recorded(records):
+    text = " ".join((recorded_results() / "README.md").read_text().split())
+    benchmarks = recorded_results().parent / "benchmarks"
+    pairs, changed = pd.read_csv(benchmarks / "two_machines.csv"), pd.read_parquet(benchmarks / "rounding.parquet")
+    difference = pairs.top1_again - pairs.top1
+    assert f"{len(pairs)} networks of `once` that were trained on two machines" in text
+    assert f"differ by {difference.std():.2f} points (SD), with a mean of {difference.mean():.2f}." in text
+    assert f"spread by {changed.top1[changed.change > 0].std():.1f} points (SD;" in text
+    rows = records[(records.regime == "once") & records.experiment.isin(["init", "exponent", "layernorm"])]
+    spread = rows.groupby("variant").top1.std()[rows.groupby("variant").size() == 8]
+    assert f"The seeds of one row spread by {spread.min():.1f} to {spread.max():.1f} points" in text
 
 
 @pytest.mark.parametrize("regime", REGIMES)
