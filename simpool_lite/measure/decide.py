@@ -98,7 +98,7 @@ def decide(
               mean  difference   low  high    verdict
     variant
     SimPool  74.05        0.00   NaN   NaN
-    GAP      73.00       -1.05 -1.27 -0.83  different
+    GAP      73.00       -1.05 -1.18 -0.92  different
     """
     if not margin > 0:
         raise ValueError(f"margin: expected a positive number, the smallest difference that would matter, got {margin}")
@@ -200,11 +200,11 @@ def runs_needed(
 
     >>> runs = pd.DataFrame({"variant": ["SimPool"] * 6 + ["GAP"] * 6, "seed": [*range(6)] * 2, "status": "ok"})
     >>> runs["top1"] = [74.0, 74.1, 73.9, 74.2, 74.0, 74.1, 73.1, 73.0, 72.8, 73.2, 72.9, 73.0]
-    >>> runs_needed(runs, "SimPool", precision=0.15).round(2)
+    >>> runs_needed(runs, "SimPool", precision=0.1).round(2)
              runs  half  more  expected
     variant
-    SimPool     6   NaN     3       3.0
-    GAP         6  0.22     6       6.0
+    SimPool     6   NaN     4       4.0
+    GAP         6  0.13     4       4.0
     """
     if not precision > 0:
         raise ValueError(f"precision: expected a positive number, half the width of an interval, got {precision}")

@@ -186,14 +186,14 @@ def test_wrong_use(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("recipe", "rate"), [("dino-vit-small", 5e-4), ("dino-resnet50", 0.3), ("dino-convnext-small", 1e-3)]
 )
-def test_the_published_recipes_are_configurations(monkeypatch, recipe, rate):
+def test_the_published_recipes_are_configurations(monkeypatch, tmp_path, recipe, rate):
     calls = []
     monkeypatch.setattr(
         "simpool_lite.experiments.pretraining.pretrain_and_save",
         lambda config, folder, **options: calls.append((config, folder, options)) or (folder, [{"epoch": 100}]),
     )
     path = repository_root() / "data" / "recipes" / f"{recipe}.json"
-    assert main(["dino", "--config", str(path), "--data-root", "imagenet", "--seed", "3"]) == 0
+    assert main(["dino", "--config", str(path), "--data-root", str(tmp_path), "--seed", "3"]) == 0
     (config, folder, options), recorded = calls[0], json.loads(path.read_text())
     assert folder == Path("runs", f"dino-{config.backbone}-simpool")
     inspect.signature(pretrain).bind(None, None, **options)

@@ -24,13 +24,13 @@ TINY_ONCE |= {"model_options": {"width": 8}, "data_options": TINY_DIGITS}
 
 def test_heads_are_pooled_from_a_trunk_that_is_trained_first(tmp_path):
     base = {"backbone": "convnet_micro", "regime": "head", "epochs": 2, "batch_size": 16, "data_options": TINY_DIGITS}
-    variants = {"GAP": {"pool": "gap"}, "SimPool": {"pool": "simpool"}, "bad": {"pool_kwargs": {"gamma": -1.0}}}
+    variants = {"GAP": {"pool": "gap"}, "SimPool": {"pool": "simpool"}, "bad": {"learning_rate": 1e30}}
     variants["bad"]["pool"] = "simpool"
     grid = Grid("heads", base, variants, seeds=2, trunk=TINY_ONCE | {"pool": "gem"})
     store = Store(tmp_path)
     table = run(grid, store, device="cpu", workers=1, progress=False)
     assert table.trunk.tolist() == ["gem 0"] * 3 + ["gem 1"] * 3
-    assert table.status.tolist() == ["ok", "ok", "failed"] * 2 and "gamma" in table.reason[2]
+    assert table.status.tolist() == ["ok", "ok", "failed"] * 2 and "loss" in table.reason[2]
     finished = table[table.status == "ok"]
     assert (100 * unpack(finished.correct, 64).mean(1) == finished.top1).all()
     # the trunk's own record, and a head made again by hand on its features

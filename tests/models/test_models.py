@@ -280,7 +280,7 @@ def test_pretrained_weights_keep_their_class_token(tmp_path):
     torch.testing.assert_close(model.state_dict(), source.state_dict())
     loaded = load_model(save_model(model, tmp_path / "model.safetensors"))
     torch.testing.assert_close(loaded.state_dict(), source.state_dict())
-    with pytest.raises(RuntimeError):  # timm's filter does not drop the token, so there is no other choice
+    with pytest.raises(ValueError, match="cls_token"):  # timm's filter does not drop the token: no other choice
         create_model("vit_tiny_patch16_224", "gap", 3, class_token=False, global_pool="avg", **options)
 
 
@@ -373,7 +373,7 @@ def test_img_size_is_ignored_where_any_size_goes():
         (lambda: create_model("vit_micro", norm_first="no"), TypeError, "norm_first: expected True or False, got 'no'"),
         (lambda: create_model("vit_micro", max_logits=1), TypeError, "max_logits: expected True or False, got 1"),
         (lambda: create_model("resnet18", pretrained="yes"), ValueError, "pretrained: expected True or False"),
-        (lambda: create_model("resnet18", "average", 10), ValueError, "name: expected one of gap.* got 'average'"),
+        (lambda: create_model("resnet18", "average", 10), ValueError, "pool: expected one of gap.* got 'average'"),
         (lambda: create_model("vit_micro", "gap", 10, pretrained=True), ValueError, "pretrained: .*no published"),
         (lambda: create_model(None, "gap", 10), TypeError, "backbone: expected the name"),
         (lambda: replace_pooling(torch.nn.Linear(2, 2), "gap"), TypeError, "model: expected a timm .* got Linear"),
