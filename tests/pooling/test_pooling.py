@@ -255,7 +255,7 @@ def create_pool_seeded(name: str, kwargs: dict, seed: int) -> Pool:
     ("x", "error", "message"),
     [
         ([[1.0]], TypeError, "x: expected a floating-point tensor of 16 bits or more, got list"),
-        (torch.ones(1, 2, DIM, dtype=torch.int64), TypeError, "x: expected a floating-point tensor of 16 bits or more, got torch.int64"),
+        (torch.ones(1, 2, DIM, dtype=torch.int64), TypeError, "x: expected a floating-point tensor.*, got torch.int64"),
         (torch.ones(2, DIM), ValueError, r"x: expected tokens .* got shape \(2, 8\)"),
         (torch.ones(1, 5, DIM + 1), ValueError, r"x: expected 8 channels on axis 2 .* got shape \(1, 5, 9\)"),
         (torch.ones(1, 5, 2, DIM), ValueError, r"x: expected 8 channels on axis 1 .* got shape \(1, 5, 2, 8\)"),
