@@ -15,7 +15,7 @@ help:
 	@echo "make student    write the notebooks without solutions and outputs to build/student"
 	@echo "make slides     write each notebook as slides to build/slides"
 	@echo "make test       lint, run every test, re-run every notebook and compare its outputs"
-	@echo "make test-browser  drive the explorer in Chromium, or say what is missing; make test does it where there is one"
+	@echo "make test-browser  drive the explorer in Chromium, which must be installed; unproven, and no part of make test"
 	@echo "make soak       repeat faults and sizes (signals, full disk, 100,000 records, ...) and print what was seen"
 	@echo "make lab        open the notebooks in JupyterLab; options: make lab ARGS='--no-browser'"
 	@echo "make lint       check style (ruff) and spelling (codespell)"
@@ -59,7 +59,7 @@ slides: $(STAMP)
 # sums it up. One thread each, or the workers would fight for the cores; nbval runs each notebook from top
 # to bottom in one worker (loadfile) and holds every stored output against the new one.
 test: $(STAMP) lint
-	@OMP_NUM_THREADS=1 $(PY) -m pytest --quiet -rs -n $(WORKERS) --dist loadfile --doctest-modules \
+	@OMP_NUM_THREADS=1 $(PY) -m pytest --quiet -n $(WORKERS) --dist loadfile --doctest-modules \
 	    --nbval --nbval-current-env --nbval-cell-timeout=600 \
 	    tests simpool_lite $(wildcard notebooks/*.ipynb) || { \
 	    echo "make test failed. Re-run one test with:     $(PY) -m pytest tests/test_x.py -k name"; \
@@ -77,8 +77,9 @@ test-browser:
 	        echo "make test-browser: missing:$$missing"; \
 	        echo "On Debian and Ubuntu: apt install chromium chromium-driver"; \
 	        exit 1; }
-	@OMP_NUM_THREADS=1 $(PY) -m pytest --quiet tests/figures/test_explorer_browser.py || { \
-	    echo "make test-browser failed. Re-run one test with: $(PY) -m pytest tests/figures/test_explorer_browser.py -k name"; \
+	@SIMPOOL_TEST_BROWSER=1 OMP_NUM_THREADS=1 $(PY) -m pytest --quiet tests/figures/test_explorer_browser.py || { \
+	    echo "make test-browser failed. Re-run one test with:"; \
+	    echo "    SIMPOOL_TEST_BROWSER=1 $(PY) -m pytest tests/figures/test_explorer_browser.py -k name"; \
 	    exit 1; }
 
 soak: $(STAMP)
