@@ -173,10 +173,11 @@ EXPERIMENTS = (
     Experiment(
         name="tournament",
         notebook="04",
-        question="which of fifteen poolings gets most out of given features",
+        question="which of fifteen poolings is best, on given features and in a network that trains with it",
         kind="convnet",
         variants=METHODS,
         smoke=("GAP", "SimPool"),
+        regimes=("head", "once"),
         trunks=("GAP",),
         paper={"table": "2", "network": "ResNet-50", "setting": "100 epochs"},
     ),
@@ -474,7 +475,7 @@ class Setting:
     def _variant(self, regime: str, backbone: str, name: str, changes: dict) -> dict:
         """A variant's pooling, SimPool unless it names one, and its own learning rate."""
         budget = BUDGETS[regime].get(backbone, OTHER)
-        changes = {"pool": "simpool"} | changes | {"learning_rate": budget.learning_rates.get(name, 1e-3)}
+        changes = {"pool": "simpool", "learning_rate": budget.learning_rates.get(name, 1e-3)} | changes
         if options := budget.model_options | changes.get("model_options", {}):
             changes["model_options"] = options
         return changes
