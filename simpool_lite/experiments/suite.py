@@ -351,6 +351,27 @@ EXPERIMENTS = (
         trunks=("GAP", "SimPool"),
         baseline="GAP",
     ),
+    Experiment(
+        name="probing",
+        notebook="14",
+        question="which attentive probe gets most out of the patches of a transformer trained with its CLS token",
+        kind="transformer",
+        variants=PROBES | {"CLIP": {"pool": "clip", "pool_kwargs": {"feat_size": 5}}} | EP_TRADE,
+        smoke=("GAP", "SimPool", "EP"),
+        trunks=("CLS",),
+        baseline="GAP",
+    ),
+    Experiment(
+        name="probing-scene",
+        notebook="14",
+        question="which attentive probe gets most out of frozen features if the photograph is the answer",
+        kind="convnet",
+        variants=PROBES,
+        smoke=("GAP", "SimPool", "EP"),
+        trunks=("GAP",),
+        changes={"target": "photo"},
+        baseline="GAP",
+    ),
 )
 
 

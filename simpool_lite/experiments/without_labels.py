@@ -2,7 +2,7 @@
 
 The images are photo-digits of 32 pixels whose digit nearly fills them, without fragments of others. ``clutter`` says
 how much of the photograph there is behind it: at 0 a flat colour, at 1 the photograph. Labels are only looked at to
-measure, and to train the supervised twins.
+measure, and to train the supervised twins. CIFAR-10, whose objects fill the image, is a second set for two ConvNets.
 """
 
 import copy
@@ -60,13 +60,15 @@ NETWORKS: dict[str, dict] = {
     "ViT, GAP": {"backbone": "vit_micro", "pool": "gap"},
     "ViT, SimPool": {"backbone": "vit_micro", "pool": "simpool"},
     "ViT, SimPool, gamma 1.25": {"backbone": "vit_micro", "pool": "simpool", "pool_kwargs": {"gamma": 1.25}},
+    "GAP, width 16": {"backbone": "convnet_micro", "pool": "gap", "width": 16},
+    "SimPool, width 16": {"backbone": "convnet_micro", "pool": "simpool", "width": 16},
 }
 OPTIONS = {
     "convnet_micro": {"width": 8},
     "vit_micro": {"depth": 2, "img_size": SIDE, "dynamic_img_size": True},
 }
-COMPARED = ("GAP", "SimPool", "SimPool, gamma 2", "ViT, CLS", "ViT, SimPool")  # in the small Tables 3 to 6
-TWINS = ("ViT, CLS", "ViT, SimPool")  # also trained with labels of the digit
+TWINS = ("ViT, CLS", "ViT, GAP", "ViT, SimPool", "ViT, SimPool, gamma 1.25")  # also trained with labels of the digit
+COMPARED = ("GAP", "SimPool", "SimPool, gamma 2", *TWINS)  # in the small Tables 3 to 6
 STRIDES = {"convnet_micro": 4, "vit_micro": 8}
 RATES = {"convnet_micro": 2e-3, "vit_micro": 5e-4}  # of DINO; the transformer's is the best of three on "val"
 
@@ -90,6 +92,7 @@ class Run:
         temperature: the teacher's, at the start and at the end of its warm-up.
         smallest_crop: the least share of an image in a large crop.
         measured_on: the split that the figures are of: "test", or "val" for choices.
+        folder: small photographs, in a folder as for :func:`~simpool_lite.load_data`, instead of photo-digits.
     """
 
     network: str
@@ -106,17 +109,21 @@ class Run:
     temperature: tuple[float, float] = (0.04, 0.04)
     smallest_crop: float = 0.4
     measured_on: str = "test"
+    folder: str | None = None
 
     def hash(self) -> str:
         """Twelve hexadecimal digits that name this run."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+        values = asdict(self)
+        if self.folder is None:
+            del values["folder"]  # younger than the first records, which keep their names
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 # Whose maps the notebook shows.
 SHOWN = (Run("SimPool"), Run("SimPool", "supervised"), Run("SimPool", "supervised", "digit"))
 
 
-def table_runs(seeds: Iterable[int] = range(3)) -> list[Run]:
+def table_runs(seeds: Iterable[int] = range(5)) -> list[Run]:
     """The runs of the small Tables 3 to 6: networks untrained and by DINO, and the twins trained with labels."""
     runs = []
     for network, seed in product(COMPARED, seeds):
@@ -127,29 +134,57 @@ def table_runs(seeds: Iterable[int] = range(3)) -> list[Run]:
     return runs
 
 
+# On CIFAR-10 with a larger network, larger crops and more passes: chosen on "val", with SimPool and seed 0.
+CIFAR = "cifar10-jpeg"  # its folder, with train/ and test/
+ON_CIFAR = {"images": 45000, "epochs": 5, "learning_rate": 3e-3, "momentum": 0.99, "temperature": (0.06, 0.06)}
+ON_CIFAR |= {"smallest_crop": 0.25}
+CROPS_OF_CIFAR = {"global_size": SIDE, "local_size": 16, "local_scale": (0.1, 0.4)}
+
+
+def cifar_runs(seeds: Iterable[int] = range(3)) -> list[Run]:
+    """The runs on CIFAR-10: pixels, and per seed two ConvNets untrained and by DINO."""
+    runs = [Run("pixels", "none", folder=CIFAR)]
+    for seed, network in product(seeds, ("SimPool, width 16", "GAP, width 16")):
+        runs += [Run(network, "none", seed=seed, folder=CIFAR), Run(network, seed=seed, folder=CIFAR, **ON_CIFAR)]
+    return runs
+
+
 @cache
-def images(split: str, count: int, clutter: float, target: str = "photo") -> LabelledImages:
-    """Images of the experiment; "train" has none of the glyphs and photograph regions of "val"."""
+def images(split: str, count: int, clutter: float, target: str = "photo", folder: str | None = None) -> LabelledImages:
+    """Images of the experiment; "train" has none of the glyphs and photograph regions, or of the files, of "val"."""
+    if folder is not None:
+        return _some_of(folder, split, count)
     options = {"num_images": count, "clutter": clutter, "without_val": True, **IMAGES}
     return load_data("photo-digits", split, target=target, **options)
+
+
+def _some_of(folder: str, split: str, count: int) -> LabelledImages:
+    data = load_data("folder", split, data_root=folder, image_size=SIDE, augment=False, without_val=True)
+    chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:count]
+    some = copy.copy(data)
+    some.images, some.targets = torch.as_tensor(data.images)[chosen], data.targets[chosen]
+    return some
 
 
 def make(run: Run, num_classes: int = 0) -> nn.Module:
     """The untrained network of a run; the final norm comes after the pooling, as in the published DINO models."""
     set_seed(run.seed)
     network = NETWORKS[run.network]
-    return create_model(num_classes=num_classes, norm_first=False, **network, **OPTIONS[network["backbone"]])
+    return create_model(num_classes=num_classes, norm_first=False, **OPTIONS[network["backbone"]] | network)
 
 
 def train_run(run: Run, device: str = "auto", progress: bool = True) -> tuple[nn.Module, list[dict[str, float]]]:
     """The network of a run after its training, without a classifier, and its curve.
 
-    The curve of DINO has k-NN on "val" after each epoch: ``knn_digit``, ``knn_photo``.
+    The curve of DINO has k-NN on "val" after each epoch: ``knn_digit``, ``knn_photo``; ``knn_class`` of a folder.
     """
     if run.training == "none":
         return make(run).eval(), []
-    data = images("train", run.images, run.clutter, run.target)
-    bank, val = (images(*part, run.clutter) for part in zip(("train", "val"), WATCHED, strict=True))
+    data = images("train", run.images, run.clutter, run.target, run.folder)
+    bank, val = (
+        images(split, count, run.clutter, folder=run.folder)
+        for split, count in zip(("train", "val"), WATCHED, strict=True)
+    )
 
     def neighbours(model: nn.Module) -> dict[str, float]:
         return _knn(features(model, bank), bank, features(model, val), val)
@@ -166,7 +201,7 @@ def train_run(run: Run, device: str = "auto", progress: bool = True) -> tuple[nn
             temperature=run.temperature,
             weight_decay=(0.04, 0.04),
             freeze_last_layer=0,
-            crops=CROPS | {"global_scale": (run.smallest_crop, 1.0)},
+            crops=CROPS | {"global_scale": (run.smallest_crop, 1.0)} | (CROPS_OF_CIFAR if run.folder else {}),
             head=HEAD,
             after_epoch=neighbours,
             stop_if_collapsed=False,  # a collapse is a result too, and the curve shows it
@@ -214,10 +249,15 @@ def pixels(data: LabelledImages) -> Tensor:
     return torch.cat([batch.flatten(1) for batch in batches(data)])
 
 
+def _labels(data: LabelledImages) -> dict[str, Tensor]:
+    """What features are asked for."""
+    return {"digit": data.digits, "photo": data.photos} if data.name == "photo-digits" else {"class": data.targets}
+
+
 def _knn(votes: Tensor, bank: LabelledImages, asked: Tensor, queries: LabelledImages) -> dict[str, float]:
+    of_queries = _labels(queries)
     return {
-        f"knn_{name[:-1]}": knn_accuracy(votes, getattr(bank, name), asked, getattr(queries, name))
-        for name in ("digits", "photos")
+        f"knn_{name}": knn_accuracy(votes, of_bank, asked, of_queries[name]) for name, of_bank in _labels(bank).items()
     }
 
 
@@ -225,8 +265,8 @@ def measure_features(votes: Tensor, bank: LabelledImages, asked: Tensor, queries
     """k-NN, retrieval and linear probing of features ``(n, d)`` of the bank and ``(m, d)`` of the queries."""
     figures = _knn(votes, bank, asked, queries)
     held_out = len(votes) // 4  # the rate is chosen on these
-    for name in ("digit", "photo"):
-        of_bank, of_queries = getattr(bank, f"{name}s"), getattr(queries, f"{name}s")
+    for name, of_bank in _labels(bank).items():
+        of_queries = _labels(queries)[name]
         ranked = asked[:RANKING], of_queries[:RANKING], votes, of_bank
         figures[f"map_{name}"] = mean_average_precision(*ranked)
         parts = (votes[held_out:], of_bank[held_out:]), (votes[:held_out], of_bank[:held_out]), (asked, of_queries)
@@ -283,12 +323,19 @@ def measure_segmentation(model: nn.Module, bank: LabelledImages, queries: Labell
 
 
 def measure(run: Run, model: nn.Module | None, device: str = "auto", progress: bool = True) -> dict[str, float]:
-    """All figures of a trained network, in percent; mass and AP from 0 to 1. Without a network, k-NN of the pixels."""
-    bank, queries = images("train", BANK, run.clutter), images(run.measured_on, QUERIES, run.clutter)
+    """All figures of a trained network, in percent; mass and AP from 0 to 1. Without a network, those of the pixels.
+
+    Of a folder, which has no masks, those of the features alone, with as many queries as there are images that vote.
+    """
+    asked = QUERIES if run.folder is None else BANK
+    bank = images("train", BANK, run.clutter, folder=run.folder)
+    queries = images(run.measured_on, asked, run.clutter, folder=run.folder)
     if model is None:
         return measure_features(pixels(bank), bank, pixels(queries), queries)
     model.eval()
     found = measure_features(features(model, bank), bank, features(model, queries), queries)
+    if run.folder is not None:
+        return found
     found |= measure_maps(model, queries) | measure_discovery(model, queries)
     found["miou"] = measure_segmentation(model, bank, queries)
     return found | {"fine_tuned": fine_tune(run, model, queries, device, progress)}
