@@ -18,9 +18,7 @@ FOLDER = repository_root() / "notebooks"
 COURSE = sorted(FOLDER.glob("*.ipynb"))
 DOCUMENTS = [*sorted(FOLDER.glob("*.md")), *(FOLDER.parent / name for name in ("README.md", "docs/teaching.md"))]
 ANCHORS = set(re.findall(r'<a id="([a-z-]+)"></a>', (FOLDER / "glossary.md").read_text(encoding="utf-8")))
-# Pages that open with their answer and their minutes; others may follow.
-OPENED = [path for path in COURSE if path.stem[:2] in ("13", "A1") or path.stem < "13"]
-MOST_MINUTES, MOST_CELLS = 45, 100  # of an opened page, exercises and their answers apart
+MOST_MINUTES, MOST_CELLS = 45, 100  # of a page, exercises and their answers apart
 
 
 def prose(path) -> str:
@@ -101,7 +99,7 @@ def test_every_word_of_the_glossary_can_be_linked():
     assert len(rows) == len(ANCHORS) and all(row.startswith("<a id=") for row in rows)
 
 
-@pytest.mark.parametrize("path", OPENED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", COURSE, ids=lambda path: path.stem)
 def test_a_page_opens_with_its_answer_and_its_minutes(path):
     node = read(path)
     opening, minutes = node.cells[0].source, reading_minutes(node)
@@ -118,7 +116,7 @@ def test_a_page_opens_with_its_answer_and_its_minutes(path):
     assert len(set(re.findall(r"glossary\.md#([a-z-]+)", prose(path)))) >= 3
 
 
-@pytest.mark.parametrize("path", OPENED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", COURSE, ids=lambda path: path.stem)
 def test_a_page_ends_with_a_short_summary(path):
     summary = re.findall(
         r"(?:## \d+\. What to take along|\*\*To take along\*\*)\n\n(.*?)(?=\n\n|\Z)", prose(path), re.S
