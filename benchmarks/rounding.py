@@ -1,4 +1,4 @@
-"""What rounding does to a run's accuracy: one run, its initial weights changed by a millionth, several times."""
+"""What rounding does to a run: repeated, with two threads, and with its initial weights changed by a millionth."""
 
 from contextlib import contextmanager
 from unittest import mock
@@ -15,19 +15,23 @@ CHANGE = 1e-6  # of each weight, times a normal number
 
 
 def measure(turns: int, device: torch.device) -> pd.DataFrame:
-    """SimPool as published in the regime "once", seed 0: one row per change of the weights, the first without.
+    """SimPool as published in the regime "once": one row per run.
+
+    Seed 0 twice as it is, three seeds with one thread and with two, and seed 0 with ``turns`` changes of its weights.
 
     Returns:
-        Columns ``change`` (relative) and ``top1`` (percent).
+        Columns ``seed``, ``cores`` (threads of the run), ``change`` (relative) and ``top1`` (percent).
     """
     (grid,) = Setting().grids("exponent", "once")
-    config = grid.config("SimPool", seed=0)
-    rows = []
-    for turn in range(turns):
-        change = CHANGE if turn else 0.0
-        with _changed_weights(change, turn):
-            _, measured, _ = run.train_and_measure(config, device.type)
-        rows.append({"change": change, "top1": measured["top1"]})
+    as_it_is = [(0, 1), *((seed, cores) for seed in range(3) for cores in (1, 2))]
+    runs = [(seed, cores, 0.0) for seed, cores in as_it_is] + [(0, 1, CHANGE)] * turns
+    threads, rows = torch.get_num_threads(), []
+    for number, (seed, cores, change) in enumerate(runs):
+        torch.set_num_threads(cores)
+        with _changed_weights(change, number):
+            _, measured, _ = run.train_and_measure(grid.config("SimPool", seed), device.type)
+        rows.append({"seed": seed, "cores": cores, "change": change, "top1": measured["top1"]})
+    torch.set_num_threads(threads)
     return pd.DataFrame(rows)
 
 

@@ -42,6 +42,7 @@ class Experiment:
         condition: what is special about this part.
         images: options of photo-digits that differ.
         changes: further fields that all variants share.
+        data: fields that say which images, for the trunks, too, whatever data set the reader named.
         keep_models: seeds below this keep their trained model.
         baseline: the variant that the others are compared with.
         regimes: in which it is run.
@@ -58,6 +59,7 @@ class Experiment:
     condition: str = ""
     images: dict = field(default_factory=dict)
     changes: dict = field(default_factory=dict)
+    data: dict = field(default_factory=dict)
     keep_models: int = 0
     baseline: str = "SimPool"
     regimes: tuple[str, ...] = ("head",)
@@ -202,6 +204,17 @@ EXPERIMENTS = (
             **changes,
         )
         for condition, changes in CONDITIONS.items()
+    ),
+    Experiment(
+        name="cifar10",
+        notebook="04",
+        question="whether what holds on photo-digits holds on CIFAR-10, whose objects fill the image",
+        kind="convnet",
+        variants=UNIVERSAL
+        | {"gamma 2": _simpool(gamma=2.0), "LN none": _ablated(norm=""), "U0 learned": _ablated(init="learned")},
+        smoke=("GAP", "SimPool"),
+        trunks=("GAP", "SimPool"),
+        data={"dataset": "folder", "data_root": "cifar10-jpeg", "data_options": {"image_size": 32}},
     ),
     Experiment(
         name="init",
@@ -472,25 +485,25 @@ class Setting:
 
     def _trunks(self, backbone: str, part: Experiment) -> list[dict]:
         """The networks of the headline, whose features the heads pool."""
-        base = self._base("once", backbone)
+        base = self._base("once", backbone, replace(part, images={}, changes={}))
         names = part.trunks or TRUNKS["transformer" if is_transformer(backbone) else "convnet"]
         return [base | self._variant("once", backbone, name, (METHODS | CLS)[name]) for name in names]
 
-    def _base(self, regime: str, backbone: str, part: Experiment | None = None) -> dict:
+    def _base(self, regime: str, backbone: str, part: Experiment) -> dict:
         """The fields of a :class:`~simpool_lite.experiments.config.RunConfig` that the runs on a backbone share."""
         budget, smoke = BUDGETS[regime].get(backbone, OTHER), self.profile == "smoke"
         base = {"backbone": backbone, "dataset": self.dataset, "data_root": self.data_root, "regime": regime}
         base |= {"epochs": budget.epochs, "batch_size": 128 if self.profile == "gpu" else budget.batch_size}
         if budget.model_options:
             base["model_options"] = budget.model_options
-        if self.dataset == "photo-digits":
+        if self.dataset == "photo-digits" and not part.data:
             images = GPU_IMAGES if self.profile == "gpu" else budget.images
-            base |= {"target": "digit", "data_options": images | (part.images if part else {})}
+            base |= {"target": "digit", "data_options": images | part.images}
             base["data_options"] |= SMOKE_IMAGES if smoke else {}
         elif budget is not OTHER:
             base["epochs"] = PASSES_OVER_A_FIXED_SET[regime]
             base["data_options"] = {"image_size": 32} if self.dataset.startswith("cifar") else {}
-        base |= part.changes if part else {}
+        base |= part.data | part.changes
         return base | ({"epochs": 1} if smoke else {})
 
     def _variant(self, regime: str, backbone: str, name: str, changes: dict) -> dict:
