@@ -141,7 +141,7 @@ ON_CIFAR |= {"smallest_crop": 0.25}
 CROPS_OF_CIFAR = {"global_size": SIDE, "local_size": 16, "local_scale": (0.1, 0.4)}
 
 
-def cifar_runs(seeds: Iterable[int] = range(3)) -> list[Run]:
+def cifar_runs(seeds: Iterable[int] = range(2)) -> list[Run]:
     """The runs on CIFAR-10: pixels, and per seed two ConvNets untrained and by DINO."""
     runs = [Run("pixels", "none", folder=CIFAR)]
     for seed, network in product(seeds, ("SimPool, width 16", "GAP, width 16")):
