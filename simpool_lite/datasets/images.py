@@ -71,7 +71,7 @@ def _scale_transparent_level(file: Image.Image) -> None:
 
 
 def _tiff_to_rgb(file: Image.Image) -> Image.Image:
-    """`to_rgb` for what Pillow decodes as if it were something else: signed values, 12 bits, wide values upside down."""
+    """`to_rgb` for what Pillow takes for something else: signed values, 12 bits, wide values whose white is zero."""
     bits, signed = file.tag_v2.get(BITSPERSAMPLE, (1,))[0], 2 in file.tag_v2.get(SAMPLEFORMAT, (1,))
     if signed and bits < 32:
         raise ValueError(f"signed values of {bits} bits, whose range is not known; save it with unsigned ones")
@@ -145,8 +145,8 @@ def list_images(
 
     Returns:
         The samples (path, label), the class names, sorted, and what was ignored, path to reason: hidden files and
-        folders, those that operating systems make, folders ``Annotations``, links that lead nowhere or round in a circle, and files of other kinds than
-        pictures.
+        folders, those that operating systems make, folders ``Annotations``, links that lead nowhere or round in a
+        circle, and files of other kinds than pictures.
     """
     ignored: dict[str, str] = {}
     classes, samples = [], []
