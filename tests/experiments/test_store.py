@@ -53,6 +53,9 @@ DAMAGE = {
     "text": lambda file: file.write_text("config_hash,top1\nabc,50\n"),
     "foreign": lambda file: pd.DataFrame({"name": ["Ada"], "age": [36]}).to_parquet(file),
     "a folder": lambda file: (file.unlink(), file.mkdir()),
+    "a pipe": lambda file: (file.unlink(), os.mkfifo(file)),
+    "other bytes at the end": lambda file: file.write_bytes(file.read_bytes()[:-8] + b"12345678"),
+    "no rows but ours": lambda file: pd.DataFrame(columns=["config_hash"]).to_parquet(file),
 }
 
 
