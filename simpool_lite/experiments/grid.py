@@ -191,7 +191,7 @@ def run(
     if compile is None:
         compile = grid.profile == "gpu" and device == "cuda"
     how = {"workers": workers, "client": client, "device": device, "retry_failed": retry_failed, "compile": compile}
-    spent = _Spending(budget)
+    spent = Spending(budget)
     wanted = list(grid.runs())
     with suppress(OSError):  # where nothing can be written, reading takes longer
         store.compact()
@@ -211,7 +211,7 @@ def run(
         wanted += more
 
 
-class _Spending:
+class Spending:
     """What a budget leaves."""
 
     def __init__(self, budget: str | None) -> None:

@@ -7,6 +7,8 @@ from collections import namedtuple
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from simpool_lite.__main__ import main
@@ -47,6 +49,13 @@ def half(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+def rewritten(file: Path, **columns) -> None:
+    table = pd.read_parquet(file)
+    for name, value in columns.items():
+        table[name] = pd.Series([value] * len(table), dtype=object)
+    table.to_parquet(file)
+
+
 DAMAGE = {
     "cut off": half,
     "empty": lambda file: file.write_bytes(b""),
@@ -55,6 +64,13 @@ DAMAGE = {
     "a folder": lambda file: (file.unlink(), file.mkdir()),
     "a pipe": lambda file: (file.unlink(), os.mkfifo(file)),
     "other bytes at the end": lambda file: file.write_bytes(file.read_bytes()[:-8] + b"12345678"),
+    "words for numbers": lambda file: rewritten(file, loss="low"),
+    "lists for numbers": lambda file: rewritten(file, loss=[1.0]),
+    "numbers for words": lambda file: rewritten(file, config_hash=17),
+    "no name": lambda file: rewritten(file, config_hash=None),
+    "a column twice": lambda file: pq.write_table(
+        pq.read_table(file).append_column("loss", pa.array([1.0] * pq.read_metadata(file).num_rows)), file
+    ),
     "no rows but ours": lambda file: pd.DataFrame(columns=["config_hash"]).to_parquet(file),
 }
 
@@ -108,9 +124,14 @@ RANKS = {
     "two results, the newer": ([record(), record(top1=51.0, started="2026-02-02T00:00:00+00:00")], 1, "different"),
     "two results, the newer first": ([record(started="2026-02-02T00:00:00+00:00"), record(top1=51.0)], 0, "different"),
     "another loss": ([record(), record(loss=1.5)], 0, "1 configurations have finished.*different"),
+    "another zone": (
+        [record(started="2026-02-01T23:00:00+05:00"), record(top1=51.0, started="2026-02-01T20:00:00+00:00")],
+        1, "different",
+    ),
+    "no time": ([record(started=None), record(top1=51.0)], 1, "different"),
     "newer protocol": ([record(protocol=PROTOCOL + 1), record()], 1, f"protocol {PROTOCOL + 1} are left out"),
     "older protocol": ([record(protocol=0)], 0, None),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", RANKS)
@@ -195,6 +216,15 @@ def test_files_whose_types_do_not_go_together_are_read(tmp_path):
     for number, seed in enumerate((0, "zero")):
         pd.DataFrame([record() | {"seed": seed, "config_hash": f"{number}"}]).to_parquet(tmp_path / f"{number}.parquet")
     assert Store(tmp_path).records().seed.tolist() == [0, "zero"]
+
+
+def test_a_file_without_rows_changes_nothing(tmp_path):
+    store = Store(tmp_path)
+    store.add(record(), curve())
+    before = quietly(store)
+    before.iloc[:0].to_parquet(tmp_path / "none.parquet")
+    pd.DataFrame({name: pd.Series(dtype=float) for name in COLUMNS}).to_parquet(tmp_path / "untyped.parquet")
+    pd.testing.assert_frame_equal(quietly(store), before)
 
 
 def test_an_empty_store_has_empty_tables(tmp_path):
