@@ -42,7 +42,7 @@ def save_model(model: nn.Module, path: str | Path) -> Path:
         TypeError: the model was not made by ``create_model``, or with an argument that is not in ``ARGUMENTS``, or
             was changed in a way that its configuration does not hold. The message says which.
     """
-    while inner := getattr(model, "_orig_mod", None) or _in_parallel(model):  # torch.compile and DataParallel wrap
+    while (inner := _wrapped(model)) is not None:
         model = inner
     config = getattr(model, "create_config", None)
     if config is None:
@@ -150,8 +150,10 @@ def _compare(expected: dict[str, str], got: dict[str, str], error: type[Exceptio
             raise error(f"{start} {name:.100}: expected {expected.get(name, 'none')}, got {got.get(name, 'none')}")
 
 
-def _in_parallel(model: nn.Module) -> nn.Module | None:
-    return model.module if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) else None
+def _wrapped(model: nn.Module) -> nn.Module | None:
+    """What torch.compile or DataParallel was given."""
+    parallel = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
+    return model.module if parallel else getattr(model, "_orig_mod", None)
 
 
 def _settings(model: nn.Module) -> dict[str, object]:

@@ -15,7 +15,7 @@ SIMPOOLS = {
     "channel": {"gamma": 2.0, "shift": "channel"},
 }
 NO_VMAP_OF_GRAD = ("slot",)  # torch has no rule for its GRU cell
-OTHERS = [name for name in list_pools() if name != "simpool"]
+OTHERS = [name for name in [*list_pools(), *list_pools(family="probing")] if name != "simpool"]
 
 
 @pytest.fixture(params=[*SIMPOOLS, *OTHERS])
