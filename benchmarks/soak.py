@@ -132,23 +132,15 @@ def signals(folder: Path) -> Seen:
         notebooks.mkdir(parents=True)
         cell = new_code_cell(CELL.format(grid=GRID, folder=str(store.folder)))
         nbformat.write(new_notebook(cells=[cell]), notebooks / "0-grid.ipynb")
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "simpool_lite",
-                "run",
-                "--no-progress",
-                "--notebooks",
-                notebooks,
-                "--output",
-                report,
-            ],
-            start_new_session=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        family = _wait(lambda: _family(process, 2, store))  # noqa: B023
+        command = [sys.executable, "-m", "simpool_lite", "run", "--no-progress"]
+        with (place / "log").open("w") as log:
+            process = subprocess.Popen(
+                [*command, "--notebooks", notebooks, "--output", report],
+                start_new_session=True,
+                stdout=log,
+                stderr=log,
+            )
+        family = _wait(lambda: _family(process, 2, store, place / "log"))  # noqa: B023
         target = process.pid if whom == "run" else family[0].pid
         os.kill(target, number)
         try:
@@ -192,10 +184,10 @@ def generation(folder: Path) -> Seen:
 PARTS = {part.__name__: part for part in (small_files, many_records, full_disk, pictures, signals, generation)}
 
 
-def _family(process: subprocess.Popen, least: int, store: Store) -> list[psutil.Process] | None:
+def _family(process: subprocess.Popen, least: int, store: Store, log: Path) -> list[psutil.Process] | None:
     """The processes under a run once there are so many and a record of theirs, with the kernel first."""
     if process.poll() is not None:
-        raise AssertionError("the run ended before its signal")
+        raise AssertionError(f"the run ended before its signal:\n{log.read_text()}")
     found = _children(process)
     return found if len(found) >= least and any(store.folder.glob("[!.]*.parquet")) else None
 
