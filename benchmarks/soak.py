@@ -45,7 +45,7 @@ Seen = Iterator[tuple[str, float, float]]  # what, the figure, the most that is 
 
 GRID = Grid(
     "soak",
-    {"backbone": "convnet_micro", "epochs": 2, "batch_size": 8, "data_options": {"num_images": 64, "size": 32}},
+    {"backbone": "convnet_micro", "epochs": 2, "batch_size": 8, "data_options": {"num_images": 64}},
     {"GAP": {"pool": "gap"}},
     seeds=24,  # a signal waits for the first record, and more have to be left
 )
