@@ -162,6 +162,11 @@ def test_curves_and_measures_that_two_stores_have_count_once(tmp_path):
     assert store.measures().measure.tolist() == ["top1", "mass"]
 
 
+def test_a_record_says_under_which_protocol_it_was_made(monkeypatch):
+    monkeypatch.setattr(store_module, "PROTOCOL", PROTOCOL + 1)
+    assert record()["protocol"] == PROTOCOL + 1
+
+
 def test_only_newer_protocols_leave_an_empty_table(tmp_path):
     store = Store(tmp_path)
     store.add(record(protocol=PROTOCOL + 1))
