@@ -45,9 +45,9 @@ Seen = Iterator[tuple[str, float, float]]  # what, the figure, the most that is 
 
 GRID = Grid(
     "soak",
-    {"backbone": "convnet_micro", "epochs": 2, "batch_size": 8, "data_options": {"num_images": 64, "size": 32}},
+    {"backbone": "convnet_micro", "epochs": 2, "batch_size": 8, "data_options": {"num_images": 64}},
     {"GAP": {"pool": "gap"}},
-    seeds=16,  # each of the four signals waits for a record, and more have to be left
+    seeds=24,  # a signal waits for the first record, and more have to be left
 )
 CELL = """\
 from simpool_lite.lab import Grid, Store, run
@@ -125,30 +125,22 @@ def pictures(folder: Path) -> Seen:
 
 def signals(folder: Path) -> Seen:
     """A signal to a run while its grid trains, to its kernel and to its worker: who is left, what the store holds."""
-    orphans, damaged, lost = 0, 0, 0
-    store, notebooks, report = Store(folder / "store"), folder / "notebooks", folder / "report"
-    notebooks.mkdir()
-    cell = new_code_cell(CELL.format(grid=GRID, folder=str(store.folder)))
-    nbformat.write(new_notebook(cells=[cell]), notebooks / "0-grid.ipynb")
+    orphans, damaged, lost, missing = 0, 0, 0, 0
     for whom, number in [*(("run", number) for number in SIGNALS), ("kernel", signal.SIGKILL)]:
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "simpool_lite",
-                "run",
-                "--no-progress",
-                "--notebooks",
-                notebooks,
-                "--output",
-                report,
-            ],
-            start_new_session=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        before = set(store.folder.glob("[!.]*.parquet"))
-        family = _wait(lambda: _family(process, 2, store, before))  # noqa: B023
+        place = folder / f"{whom}-{number}"  # of each signal's own: a store that is full would leave nothing to do
+        store, notebooks, report = Store(place / "store"), place / "notebooks", place / "report"
+        notebooks.mkdir(parents=True)
+        cell = new_code_cell(CELL.format(grid=GRID, folder=str(store.folder)))
+        nbformat.write(new_notebook(cells=[cell]), notebooks / "0-grid.ipynb")
+        command = [sys.executable, "-m", "simpool_lite", "run", "--no-progress"]
+        with (place / "log").open("w") as log:
+            process = subprocess.Popen(
+                [*command, "--notebooks", notebooks, "--output", report],
+                start_new_session=True,
+                stdout=log,
+                stderr=log,
+            )
+        family = _wait(lambda: _family(process, 2, store, place / "log"))  # noqa: B023
         target = process.pid if whom == "run" else family[0].pid
         os.kill(target, number)
         try:
@@ -159,12 +151,13 @@ def signals(folder: Path) -> Seen:
         orphans += len(left)
         for one in left:
             one.kill()
-        damaged += len(list(store.folder.glob("*.parquet"))) - len(store.records())
+        damaged += len(list(store.folder.glob("[!.]*.parquet"))) - len(store.records())
+        table = run(GRID, store, workers=1, device="cpu", progress=False)
+        missing += GRID.seeds - int((table.status == "ok").sum())
     yield "runs that did not end by a signal", lost, 0
     yield f"processes left {ORPHANS_AFTER} s after a signal", orphans, 0
     yield "records that a signal damaged", damaged, 0
-    table = run(GRID, store, workers=1, device="cpu", progress=False)
-    yield "runs missing after the restart", GRID.seeds - int((table.status == "ok").sum()), 0
+    yield "runs missing after the restarts", missing, 0
 
 
 def generation(folder: Path) -> Seen:
@@ -191,12 +184,12 @@ def generation(folder: Path) -> Seen:
 PARTS = {part.__name__: part for part in (small_files, many_records, full_disk, pictures, signals, generation)}
 
 
-def _family(process: subprocess.Popen, least: int, store: Store, before: set[Path]) -> list[psutil.Process] | None:
+def _family(process: subprocess.Popen, least: int, store: Store, log: Path) -> list[psutil.Process] | None:
     """The processes under a run once there are so many and a record of theirs, with the kernel first."""
     if process.poll() is not None:
-        raise AssertionError("the run ended before its signal")
+        raise AssertionError(f"the run ended before its signal:\n{log.read_text()}")
     found = _children(process)
-    return found if len(found) >= least and set(store.folder.glob("[!.]*.parquet")) - before else None
+    return found if len(found) >= least and any(store.folder.glob("[!.]*.parquet")) else None
 
 
 def _children(process: subprocess.Popen) -> list[psutil.Process]:

@@ -12,8 +12,9 @@ import sys
 from collections.abc import Container, Sequence
 from pathlib import Path
 
+from .checks import check_number
 from .experiments.budgets import PROFILES
-from .files import repository_root
+from .files import check_writable, repository_root
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -166,7 +167,7 @@ def _list(options: argparse.Namespace) -> int:
             print(runner.sections(_notebooks(options)))
         else:
             print(runner.listing(_notebooks(options), PROFILES, shutil.get_terminal_size((110, 24)).columns))
-    except (WorkbookError, FileNotFoundError) as error:
+    except (WorkbookError, OSError) as error:
         return _wrong(error)
     return 0
 
@@ -214,7 +215,7 @@ def _edition(options: argparse.Namespace) -> int:
         output = (options.output or folder.parent / "build" / options.edition).resolve()
         more = {"repository": options.colab} if options.edition == "student" else {}
         written = write(folder, output, options.names, **more)
-    except (WorkbookError, FileNotFoundError) as error:
+    except (WorkbookError, OSError) as error:
         return _wrong(error)
     print(*written, sep="\n")
     return 0
@@ -242,7 +243,7 @@ def _record(options: argparse.Namespace) -> int:
         else:
             written = record(options.experiment, open_store(options.store))
         print(*(f"recorded in {file}" for file in written), sep="\n")
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         return _wrong(error)
     return 0
 
@@ -258,6 +259,7 @@ def _train(options: argparse.Namespace) -> int:
     import jsonargparse
     from torch import distributed
 
+    from .device import resolve_device
     from .experiments.config import RunConfig
     from .experiments.grid import check_runs
     from .experiments.run import is_distributed, number_of_processes, rank, train_and_record
@@ -279,8 +281,9 @@ def _train(options: argparse.Namespace) -> int:
     try:
         config, store = RunConfig(**fields), Store(folder)
         check_runs([config])
+        resolve_device(chosen["device"])
         store.check_writable()
-    except (TypeError, ValueError, FileNotFoundError) as error:
+    except (TypeError, ValueError, OSError) as error:
         return _wrong(error)
     records = store.records()
     if ((records.config_hash == config.hash()) & (records.status == "ok")).any():
@@ -312,6 +315,7 @@ def _dino(options: argparse.Namespace) -> int:
     import jsonargparse
     from torch import distributed
 
+    from .device import resolve_device
     from .experiments.config import RunConfig
     from .experiments.grid import check_runs
     from .experiments.pretraining import pretrain_and_save
@@ -354,12 +358,14 @@ def _dino(options: argparse.Namespace) -> int:
     try:
         config = RunConfig(**fields)
         check_runs([config])
+        resolve_device(chosen["device"])
+        check_writable("--output", Path(folder))
         path, curve = pretrain_and_save(config, folder, **chosen)
         if rank() == 0:
             figures = ", ".join(f"{name} {value:.3g}" for name, value in curve[-1].items())
             print(f"{figures}, see {path}")
         return 0
-    except (TypeError, ValueError, FileNotFoundError) as error:
+    except (TypeError, ValueError, OSError) as error:
         return _wrong(error)
     finally:
         if is_distributed():
@@ -394,9 +400,11 @@ def _probe(options: argparse.Namespace) -> int:
     chosen = vars(parser.parse_args(_as_in_python(options.others)))
     folder, margin = chosen.pop("output") or Path("runs", f"probe-{chosen['backbone']}"), chosen.pop("margin")
     try:
+        check_number("margin", margin, above_zero=True)
+        check_writable("--output", folder)
         runs = probe_backbone(store=Store(folder), **chosen)
         table = decide(runs, BASELINE, margin, sequential=chosen["precision"] is not None)
-    except (ValueError, FileNotFoundError) as error:
+    except (TypeError, ValueError, OSError) as error:
         return _wrong(error)
     table.to_csv(folder / "table.csv")
     title = f"{chosen['backbone']}, frozen: poolings beside GAP"
@@ -431,9 +439,9 @@ def _localise(options: argparse.Namespace) -> int:
     chosen = vars(parser.parse_args(_as_in_python(options.others)))
     folder = chosen.pop("output") or Path("runs", f"localise-{chosen['backbone']}")
     try:
+        check_writable("--output", folder)
         found = localise(**chosen)
-        folder.mkdir(parents=True, exist_ok=True)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
+    except (TypeError, ValueError, OSError, ModuleNotFoundError) as error:
         return _wrong(error)
     found.table.to_csv(folder / "table.csv")
     localisation_grid(found.images, found.boxes, found.maps).savefig(folder / "picture.png", dpi=150)

@@ -23,6 +23,20 @@ def write_atomically(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_writable(name: str, folder: Path) -> None:
+    """See that a folder can be made and written to, before hours are spent on what goes there.
+
+    Raises:
+        ValueError: it cannot; the message starts with ``name``.
+    """
+    try:
+        with write_atomically(folder / "probe") as temporary:
+            temporary.write_bytes(bytes(4096))
+        (folder / "probe").unlink(missing_ok=True)
+    except OSError as error:
+        raise ValueError(f"{name}: cannot write to the folder {folder} ({error}); choose another") from error
+
+
 def remove_stale(folder: Path) -> None:
     """Remove what `write_atomically` left in a folder a day or longer ago, when its process was killed."""
     with suppress(OSError):  # no such folder; or another process was faster

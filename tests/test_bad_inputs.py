@@ -79,6 +79,23 @@ def in_a_grid(field: str) -> Callable:
     return lambda wrong: compute(grid(base=MICRO | {field: wrong}))
 
 
+def on_a_backbone(name: str) -> object:
+    return on_meta({"backbone": name, "pool": "gap"})
+
+
+def published(backbone: str) -> object:
+    return on_meta({"backbone": backbone, "pool": "gap", "pretrained": True})
+
+
+def published_in_a_grid(backbone: str) -> object:
+    return compute(grid(base={"backbone": backbone, "pool": "gap", "pretrained": True}))
+
+
+def published_as_a_trunk(backbone: str) -> object:
+    base = {"backbone": backbone, "pool": "gap", "regime": "head"}
+    return compute(grid(base=base, trunk={"backbone": backbone, "pool": "gap", "pretrained": True, "epochs": 0}))
+
+
 MICRO = {"backbone": "vit_micro", "pool": "gap"}
 
 
@@ -122,6 +139,12 @@ ROWS = [
     *misspelt("regime", lambda regime: RunConfig("vit_micro", "gap", regime=regime), {"onse": "once", "heads": "head"}),
     *misspelt("measured_on", lambda split: RunConfig("vit_micro", "gap", measured_on=split), {"tets": "test"}),
     *misspelt("backbone", in_a_grid("backbone"), {"vit_mirco": "vit_micro"}),
+    *misspelt("backbone", on_a_backbone, {"resnet18.a1_in1": "resnet18.a1_in1k"}),
+    *(
+        Row(lambda call=call, name=name: call(name), ValueError, "pretrained", True, said=f"{name} has no published")
+        for call in (published, published_in_a_grid, published_as_a_trunk)
+        for name in ("vit_micro", "convnet_micro")
+    ),
     *misspelt("pool", in_a_grid("pool"), {"simpol": "simpool"}),
     *misspelt("dataset", in_a_grid("dataset"), {"imagenete": "imagenette"}),
     *misspelt("target", in_a_grid("target"), {"digits": "digit"}),

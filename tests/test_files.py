@@ -17,6 +17,14 @@ def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["file.txt"]
 
 
+def test_who_has_the_old_file_open_reads_it_to_its_end(tmp_path):
+    (tmp_path / "file.txt").write_text("old")
+    with (tmp_path / "file.txt").open() as opened:
+        with write_atomically(tmp_path / "file.txt") as temporary:
+            temporary.write_text("newer")
+        assert (opened.read(), (tmp_path / "file.txt").read_text()) == ("old", "newer")
+
+
 @pytest.mark.parametrize("before", [None, "old"])
 def test_a_write_that_fails_changes_nothing(tmp_path, before):
     path = tmp_path / "file.txt"

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
+from simpool_lite.experiments.grid import check_runs
 from simpool_lite.experiments.store import recorded_results
 from simpool_lite.experiments.suite import Setting
 from simpool_lite.files import repository_root
@@ -17,6 +18,13 @@ from simpool_lite.files import repository_root
 ROOT = repository_root()
 README = (ROOT / "README.md").read_text()
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def test_the_grid_of_the_soak_can_be_run():
+    """It waits for signals in a run of its own, which would otherwise end before them."""
+    from benchmarks.soak import GRID
+
+    check_runs([config for _, config in GRID.runs()])
 
 
 def test_the_ten_lines_run():

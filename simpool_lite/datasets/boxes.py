@@ -86,7 +86,8 @@ def find_boxes(root: Path, folder: Path, paths: Iterable[str], others: Iterable[
         ValueError: one XML file for two pictures; a JSON file that is damaged or names one picture for two.
     """
     paths = [str(path) for path in paths]
-    beside = {str(Path(other).with_suffix("")): Path(other) for other in others if other.lower().endswith(".xml")}
+    xmls = (Path(other) for other in others if other.lower().endswith(".xml"))
+    beside = {str(xml.with_suffix("")): xml for xml in xmls if xml.is_file()}
     listed: dict[Path, dict[str, Path]] = {}
     known: dict[str, Drawn | Path] = {}
     owner: dict[Path, str] = {}
@@ -103,7 +104,7 @@ def find_boxes(root: Path, folder: Path, paths: Iterable[str], others: Iterable[
     files = {str(xml) for xml in owner}
     if not known:
         for place in dict.fromkeys((root, root / "annotations", folder)):
-            for file in sorted(place.glob("*.json")):
+            for file in sorted(filter(Path.is_file, place.glob("*.json"))):
                 if (found := coco_boxes(file, paths, (folder, root, place))) is not None:
                     known |= found
                     files.add(str(file))
@@ -115,7 +116,7 @@ def _in_annotations(path: Path, root: Path, listed: dict[Path, dict[str, Path]])
     for around in path.parents:
         place = around / FOLDER
         if place not in listed:
-            found = sorted(place.rglob("*.[xX][mM][lL]")) if place.is_dir() else []
+            found = sorted(filter(Path.is_file, place.rglob("*.[xX][mM][lL]")))
             listed[place] = {str(file.relative_to(place).with_suffix("")): file for file in found}
         if names := listed[place]:
             for name in (str(path.relative_to(around).with_suffix("")), path.stem):

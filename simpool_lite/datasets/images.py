@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,15 +15,17 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm.auto import tqdm
 
 from ..files import write_atomically
 from . import cache_folder
 
-__all__ = ["ImageFiles", "list_images", "open_image", "to_rgb", "unreadable", "warn_ignored"]
+__all__ = ["ImageFiles", "list_images", "open_image", "to_rgb", "unreadable", "warn_ignored", "why_ignored"]
 
-CHECK_VERSION = 1  # raise it whenever `open_image` accepts other files
+CHECK_VERSION = 2  # raise it whenever `open_image` accepts other files
+BY_SYSTEMS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 SHOWN = 5  # ignored files a warning names of each kind; `LabelledImages.ignored` has all
 
 
@@ -30,11 +33,12 @@ def open_image(path: str | Path) -> Image.Image:
     """A picture of any common kind as 8-bit RGB, the way up its EXIF orientation says.
 
     Transparency is laid on white. Grey values of 16 bits are scaled by their type's range, so that two files
-    stay comparable; floats must lie in [0, 1]. Of an animation it is the first frame.
+    stay comparable, those of a TIFF with 12 bits by theirs; floats must lie in [0, 1]. Of an animation it is the first
+    frame.
 
     Raises:
-        ValueError: The file is empty, cut off, no image, or has values whose range is not known; the message has
-            the path and what is wrong.
+        ValueError: The file is empty, cut off, no image, larger than Pillow's limit (179 million pixels), no file but a
+            pipe or a device, or has values whose range is not known; the message has the path and what is wrong.
         FileNotFoundError: There is no such file.
     """
     return _open(path)
@@ -43,11 +47,14 @@ def open_image(path: str | Path) -> Image.Image:
 def _open(path: str | Path, draft: bool = False) -> Image.Image:
     """`open_image`; a `draft` is smaller where that is faster, which JPEG offers, but reads every byte."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its writer
+            raise ValueError("neither a file nor a link to one")
         with Image.open(path) as file:
             if draft:
                 file.draft(None, (1, 1))
+            _scale_transparent_level(file)
             file.load()
-            return to_rgb(file)
+            return _tiff_to_rgb(file) if file.format == "TIFF" else to_rgb(file)
     except (FileNotFoundError, MemoryError):
         raise
     except Image.UnidentifiedImageError:
@@ -55,6 +62,24 @@ def _open(path: str | Path, draft: bool = False) -> Image.Image:
         raise ValueError(f"{path}: cannot be read as an image ({reason})") from None
     except Exception as error:  # a damaged file makes a decoder raise almost anything
         raise ValueError(f"{path}: cannot be read as an image ({error})") from error
+
+
+def _scale_transparent_level(file: Image.Image) -> None:
+    """Pillow scales the grey values of a PNG with 2 or 4 bits to 8, but not the one that is transparent."""
+    if file.format == "PNG" and file.tile and isinstance(level := file.info.get("transparency"), int):
+        file.info["transparency"] = level * {"L;2": 85, "L;4": 17}.get(file.tile[0].args, 1)
+
+
+def _tiff_to_rgb(file: Image.Image) -> Image.Image:
+    """`to_rgb` for what Pillow takes for something else: signed values, 12 bits, wide values whose white is zero."""
+    bits, signed = file.tag_v2.get(BITSPERSAMPLE, (1,))[0], 2 in file.tag_v2.get(SAMPLEFORMAT, (1,))
+    if signed and bits < 32:
+        raise ValueError(f"signed values of {bits} bits, whose range is not known; save it with unsigned ones")
+    white_is_zero = file.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0 and file.mode.startswith(("I", "F"))
+    if not white_is_zero and bits != 12:
+        return to_rgb(file)
+    values = np.asarray(_upright(file)) / np.float32(1 if file.mode == "F" else 2**bits - 1)
+    return to_rgb(Image.fromarray(1 - values if white_is_zero else values))
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -120,13 +145,13 @@ def list_images(
 
     Returns:
         The samples (path, label), the class names, sorted, and what was ignored, path to reason: hidden files and
-        folders, folders ``Annotations``, links that lead nowhere or round in a circle, and files of other kinds than
-        pictures.
+        folders, those that operating systems make, folders ``Annotations``, links that lead nowhere or round in a
+        circle, and files of other kinds than pictures.
     """
     ignored: dict[str, str] = {}
     classes, samples = [], []
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if reason := _ignore(entry, {os.path.realpath(folder)}):
+        if reason := why_ignored(entry, {os.path.realpath(folder)}):
             ignored[entry.path] = reason
         elif entry.is_dir():
             files: list[tuple[str, str]] = []
@@ -148,7 +173,7 @@ def _walk(
     """Add the pictures in a folder and its sub-folders to `files`, as (folder, name)."""
     above = above | {os.path.realpath(folder)}
     for entry in os.scandir(folder):
-        if reason := _ignore(entry, above):
+        if reason := why_ignored(entry, above):
             ignored[entry.path] = reason
         elif entry.is_dir():
             _walk(entry.path, above, extensions, files, ignored)
@@ -158,10 +183,12 @@ def _walk(
             ignored[entry.path] = f"not a file of {' '.join(extensions)}"
 
 
-def _ignore(entry: os.DirEntry, above: set[str]) -> str | None:
+def why_ignored(entry: os.DirEntry, above: set[str]) -> str | None:
     """Why an entry is ignored whatever its kind, if it is; `above` are the folders it lies in."""
     if entry.name.startswith("."):
         return "hidden"
+    if entry.name in BY_SYSTEMS:
+        return "made by an operating system"
     if entry.name == "Annotations" and entry.is_dir():
         return "a folder of annotations, none of these pictures'"
     if entry.is_symlink():

@@ -29,7 +29,7 @@ from . import LabelledImages, PixelImages, cache_folder, check_normalisation
 from .boxes import FOLDER as ANNOTATIONS
 from .boxes import BoxFiles, cub_boxes, find_boxes, geometry_of, placed, stored
 from .cache import cached_arrays
-from .images import IMG_EXTENSIONS, ImageFiles, list_images, open_image, unreadable, warn_ignored
+from .images import IMG_EXTENSIONS, ImageFiles, list_images, open_image, unreadable, warn_ignored, why_ignored
 
 __all__ = ["OxfordPets", "SmallImages", "VisionImages", "load_vision"]
 
@@ -448,11 +448,8 @@ def _check_classes(root: Path, classes: list[str]) -> None:
     """Labels are positions in the sorted class folders, so both splits must have the same ones."""
     if not (root / "train").is_dir():  # evaluation only
         return
-    expected = {
-        entry.name
-        for entry in (root / "train").iterdir()
-        if entry.is_dir() and entry.name[0] != "." and entry.name != ANNOTATIONS
-    }
+    above = {os.path.realpath(root / "train")}
+    expected = {entry.name for entry in os.scandir(root / "train") if entry.is_dir() and not why_ignored(entry, above)}
     if set(classes) != expected:
         odd = sorted(expected ^ set(classes))
         raise ValueError(

@@ -191,7 +191,7 @@ def run(
     if compile is None:
         compile = grid.profile == "gpu" and device == "cuda"
     how = {"workers": workers, "client": client, "device": device, "retry_failed": retry_failed, "compile": compile}
-    spent = _Spending(budget)
+    spent = Spending(budget)
     wanted = list(grid.runs())
     with suppress(OSError):  # where nothing can be written, reading takes longer
         store.compact()
@@ -211,7 +211,7 @@ def run(
         wanted += more
 
 
-class _Spending:
+class Spending:
     """What a budget leaves."""
 
     def __init__(self, budget: str | None) -> None:
@@ -310,7 +310,8 @@ def check_runs(configs: list[RunConfig], here: bool = True) -> None:
         check_choice("dataset", config.dataset, DATASETS)
         if config.dataset == "photo-digits":
             check_photo_digits(target=config.target, **config.data_options)
-        check_pretrained(config.pretrained, config.backbone)
+        for network in [config] if config.trunk is None else [config, config.trunk_config()]:
+            check_pretrained(network.pretrained, network.backbone, network.model_options)
         if config.start is not None and here and not Path(config.start).is_file():
             raise FileNotFoundError(f"start: expected a file of save_model(), found none at {config.start}")
     for config in {repr(_model(config)): config for config in configs}.values():

@@ -9,9 +9,12 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from ..checks import check_choice, check_int
+from ..checks import check_choice, check_int, check_number
+from ..device import resolve_device
 from ..measure.localisation import box_hits, pointing_game
 from ..measure.saliency import centre_gaussian, frame, spectral_residual, uniform
+from ..models.create import check_backbone
+from ..models.weights import check_pretrained
 from ..pooling import list_pools
 from ..training.features import Features, cached_features
 from ..training.probes import Fitted, Head, fit_heads, measure_head
@@ -94,9 +97,15 @@ def localise(
     """
     for name in pools:
         check_choice("pools", name, [*list_pools(), *list_pools(family="probing")])
-    check_int("seeds", seeds, 1)
+    check_int("seeds", seeds), resolve_device(device)
+    if gamma is not None:
+        check_number("gamma", gamma, above_zero=True)
+    check_backbone(backbone), check_pretrained(pretrained, backbone)
     trunk = {"backbone": backbone, "pool": "gap", "pretrained": pretrained, "epochs": 0}
-    config = RunConfig(backbone, "gap", dataset=dataset, data_root=str(data_root), regime="head", trunk=trunk)
+    training = {"epochs": epochs, "batch_size": batch_size}
+    config = RunConfig(
+        backbone, "gap", dataset=dataset, data_root=str(data_root), regime="head", trunk=trunk, **training
+    )
     parts = {split: load_split(config, split) for split in ("train", "val", "test")}
     test = parts["test"]
     if test.boxes is None:
@@ -115,7 +124,7 @@ def localise(
     variants = {CAM: {"pool": "gap"}} | {name: {"pool": name} for name in pools}
     if "simpool" in pools and gamma is not None:
         variants[f"simpool, gamma {gamma:g}"] = {"pool": "simpool", "gamma": gamma}
-    how = {"epochs": epochs, "batch_size": batch_size, "seeds": seeds, "progress": progress}
+    how = training | {"seeds": seeds, "progress": progress}
     fitted = fit_heads(features["train"], features["val"], variants, len(test.classes), **how)
 
     images = torch.stack([test.denormalize(test[index][0]) for index in kept])

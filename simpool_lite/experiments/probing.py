@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from ..checks import check_choice
+from ..checks import check_choice, check_int, check_number
+from ..device import resolve_device
 from ..pooling import list_pools
 from .budgets import SEARCH_SEED
-from .grid import Grid, run
+from .grid import Grid, Spending, run
 from .run import load_split
 from .search import best_rates
 from .store import Store
@@ -66,6 +67,10 @@ def probe_backbone(
     names = [BASELINE, "simpool", *list_pools(family="probing")] if "all" in pools else [BASELINE, *pools]
     for name in names:
         check_choice("pools", name, known)
+    check_int("seeds", seeds)
+    if precision is not None:
+        check_number("precision", precision, above_zero=True)
+    Spending(budget), resolve_device(device)
     base = {"backbone": backbone, "dataset": dataset, "data_root": data_root, "target": target, "regime": "head"}
     base |= {"epochs": epochs, "batch_size": batch_size}
     trunk = {"backbone": backbone, "pool": BASELINE, "pretrained": pretrained, "epochs": 0}

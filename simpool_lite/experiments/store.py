@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 
 from .. import __version__
 from ..checks import check_path
-from ..files import remove_stale, repository_root, write_atomically
+from ..files import check_writable, remove_stale, repository_root, write_atomically
 from .config import PROTOCOL, RunConfig
 from .tables import merged, one_per_run, read_tables
 
@@ -148,13 +148,8 @@ class Store:
         Raises:
             ValueError: the folder cannot be made or written to, or its disk is full.
         """
-        try:
-            with write_atomically(self.folder / "probe") as temporary:
-                temporary.write_bytes(bytes(4096))
-                free = shutil.disk_usage(self.folder).free // 10**6
-            (self.folder / "probe").unlink(missing_ok=True)
-        except OSError as error:
-            raise ValueError(f"store: cannot write to {self.folder} ({error}); pass another folder") from error
+        check_writable("store", self.folder)
+        free = shutil.disk_usage(self.folder).free // 10**6
         if free < SMALLEST_DISK:
             raise ValueError(
                 f"store: expected {SMALLEST_DISK} MB or more free for {self.folder}, got {free}; "

@@ -36,6 +36,7 @@ from ..training.dino import pretrain
 from ..training.probes import probe
 from ..training.supervised import accelerator_on, train
 from .store import recorded_results
+from .tables import read_tables
 
 FOLDER = "without-labels"  # of a store
 SIDE = 32
@@ -385,10 +386,7 @@ def run_all(
         if not _found(run, folders):
             record_run(run, own, device, progress)
     wanted = pd.Index([run.hash() for run in runs])
-    tables = [
-        pd.concat([pd.read_parquet(file) for folder in folders for file in sorted((folder / place).glob("*.parquet"))])
-        for place in ("runs", "curves")
-    ]
+    tables = [read_tables(folders, f"{place}/*.parquet", None, ["run"]) for place in ("runs", "curves")]
     records, curves = (
         table[table.run.isin(wanted)].drop_duplicates(["run", *key])
         for table, key in zip(tables, ([], ["epoch"]), strict=True)
@@ -421,8 +419,7 @@ def record(store: str | Path | None = None) -> list[Path]:
     if not any((own / "runs").glob("*.parquet")):
         raise FileNotFoundError(f"store: no runs in {own / 'runs'}; run notebook 15, or name another store")
     for place, key in (("runs", ["run"]), ("curves", ["run", "epoch"])):
-        files = [file for folder in (own, recorded) for file in sorted((folder / place).glob("*.parquet"))]
-        table = pd.concat([pd.read_parquet(file) for file in files]).drop_duplicates(key)
+        table = read_tables((own, recorded), f"{place}/*.parquet", None, key).drop_duplicates(key)
         with write_atomically(recorded / place / "recorded.parquet") as temporary:
             table.to_parquet(temporary, index=False)
         written.append(recorded / place / "recorded.parquet")
@@ -435,5 +432,4 @@ def record(store: str | Path | None = None) -> list[Path]:
 
 
 def _found(run: Run, folders: Iterable[Path]) -> bool:
-    files = (file for folder in folders for file in (folder / "runs").glob("*.parquet"))
-    return any(run.hash() in set(pd.read_parquet(file, columns=["run"]).run) for file in files)
+    return run.hash() in set(read_tables(folders, "runs/*.parquet", ["run"], ["run"]).run)

@@ -36,13 +36,14 @@ def save_model(model: nn.Module, path: str | Path) -> Path:
     """Save a model of :func:`~simpool_lite.create_model`, weights and configuration, to one safetensors file.
 
     The file is written only if :func:`load_model` makes the same model from it. A model may have been changed by
-    ``reset_classifier``, ``set_input_size``, another ``replace_pooling`` and ``torch.compile``.
+    ``reset_classifier``, ``set_input_size``, another ``replace_pooling``, ``torch.compile`` and ``DataParallel``.
 
     Raises:
         TypeError: the model was not made by ``create_model``, or with an argument that is not in ``ARGUMENTS``, or
             was changed in a way that its configuration does not hold. The message says which.
     """
-    model = getattr(model, "_orig_mod", model)  # torch.compile wraps
+    while (inner := _wrapped(model)) is not None:
+        model = inner
     config = getattr(model, "create_config", None)
     if config is None:
         raise TypeError(
@@ -61,6 +62,10 @@ def save_model(model: nn.Module, path: str | Path) -> Path:
             (name for name, module in model.named_modules() if name and _differs(twin, name, module)), "its class"
         )
         raise TypeError(f"model: changed after create_model(), {changed} is not what its configuration makes")
+    made = _settings(twin)
+    for name, value in _settings(model).items():
+        if made.get(name, value) != value:
+            raise TypeError(f"model: changed after create_model(), {name}: expected {made[name]!r}, got {value!r}")
     with write_atomically(Path(path)) as temporary:
         save_file({k: v.detach().contiguous() for k, v in tensors.items()}, temporary, metadata={HEADER: header})
     return Path(path)
@@ -143,6 +148,23 @@ def _compare(expected: dict[str, str], got: dict[str, str], error: type[Exceptio
     for name in [*expected, *got]:
         if expected.get(name) != got.get(name):
             raise error(f"{start} {name:.100}: expected {expected.get(name, 'none')}, got {got.get(name, 'none')}")
+
+
+def _wrapped(model: nn.Module) -> nn.Module | None:
+    """What torch.compile or DataParallel was given."""
+    parallel = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
+    return model.module if parallel else getattr(model, "_orig_mod", None)
+
+
+def _settings(model: nn.Module) -> dict[str, object]:
+    """The numbers and words in a pooling that its `repr` may not show."""
+    return {
+        f"{name}.{key}": value
+        for name, module in model.named_modules()
+        if name.split(".")[0] == "pooling"
+        for key, value in vars(module).items()
+        if isinstance(value, int | float | str) and key != "training" and key[0] != "_"
+    }
 
 
 def _differs(twin: nn.Module, name: str, module: nn.Module) -> bool:

@@ -95,7 +95,7 @@ def create_model(
         raise ValueError(f"pool_kwargs: pool 'cls' has no arguments, got {pool_kwargs!r}")
     img_size = _pixels(img_size)
     check_backbone(backbone)
-    check_pretrained(pretrained, backbone)
+    check_pretrained(pretrained, backbone, timm_kwargs)
     needs_class_token = pool == "cls" or pool_kwargs.get("init") == "cls"
     has_choice = takes(backbone, "class_token")
     if has_choice and not needs_class_token and not pretrained and not {"class_token", "global_pool"} & {*timm_kwargs}:
@@ -149,9 +149,19 @@ def check_backbone(name: str) -> None:
     """Raise for what is no name of a model; the message has the nearest one."""
     if not isinstance(name, str):
         raise TypeError(f"backbone: expected the name of a timm model, got {type(name).__name__}")
-    if ":" not in name and not timm.is_model(name.split(".")[0]):
+    if ":" in name:
+        return
+    model = name.split(".")[0]
+    if not timm.is_model(model):
         hint = did_you_mean(name, timm.list_models()) or "; timm.list_models() names them"
         raise ValueError(f"backbone: expected convnet_micro, vit_micro or a timm model, got {name!r}{hint}")
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # timm's for a tag that it does not know
+        tagged = timm.list_models(f"{model}.*", pretrained=True)
+        raise ValueError(
+            f"backbone: expected {model} or one of {', '.join(tagged)}, got {name!r}{did_you_mean(name, tagged)}"
+        ) from error
 
 
 def takes(backbone: str, argument: str) -> bool:

@@ -1,6 +1,7 @@
 """Pretrained weights: from a package of the environment, or through timm and the hub."""
 
 import hashlib
+from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 
@@ -14,14 +15,23 @@ PACKAGED = {"efficientnet-lite0": "tf_efficientnet_lite0"}  # weights and the ti
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
-def check_pretrained(pretrained: object, backbone: str) -> None:
-    """Refuse what is neither True, False nor the packaged weights of that backbone.
+def check_pretrained(pretrained: object, backbone: str, options: Iterable[str] = ()) -> None:
+    """Refuse what is neither True, False nor the packaged weights of that backbone, and True where nobody has any.
+
+    Args:
+        pretrained, backbone: as for :func:`~simpool_lite.create_model`.
+        options: names of its further arguments, some of which say where other weights are.
 
     Raises:
         TypeError: neither a bool nor a string.
-        ValueError: no weights of that name, or those of another backbone.
+        ValueError: no weights of that name or of that backbone, or those of another backbone.
     """
     if isinstance(pretrained, bool):
+        elsewhere = ":" in backbone or any(name.startswith("pretrained_cfg") for name in options)
+        if pretrained and not elsewhere and not timm.get_pretrained_cfg(backbone).has_weights:
+            raise ValueError(
+                f"pretrained: {backbone} has no published weights, expected False, got True; train it, or load_model()"
+            )
         return
     wanted = f"True or False or one of {', '.join(PACKAGED)}"
     if not isinstance(pretrained, str):

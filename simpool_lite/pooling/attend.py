@@ -47,12 +47,12 @@ def attend(
     """
     if torch.compiler.is_compiling():
         return _Fusible.apply(tokens, queries, norm_keys, norm_values, eps)
-    if _transformed():
+    if transformed():
         return _formula(tokens, queries, norm_keys, norm_values, eps)
     return _Attend.apply(tokens, queries, norm_keys, norm_values, eps)
 
 
-def _transformed() -> bool:
+def transformed() -> bool:
     """Whether `torch.func` (grad, vmap, jvp, ...) or forward-mode differentiation is at work, which need a formula."""
     # torch has no public name for either; the first is what its own `Function.apply` asks.
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
@@ -186,7 +186,7 @@ def _rows(weights: Tensor, rows: Tensor) -> Tensor:
 
 def average(tokens: Tensor, dtype: torch.dtype) -> Tensor:
     """GAP(X): tokens ``(B, N, d)`` to ``(B, d)``; the gradient is a view, where torch's own is as large as X."""
-    plain = torch.compiler.is_compiling() or _transformed()
+    plain = torch.compiler.is_compiling() or transformed()
     return tokens.mean(1, dtype=dtype) if plain else _Average.apply(tokens, dtype)
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checks import check_int
-from .attend import attend
+from .attend import attend, transformed
 from .attention_pool import Look, affine, by_heads, on_keys_side, project_heads
 from .base import register_pool
 from .framework import Part, Spec, dot, same, softmax
@@ -369,7 +369,10 @@ class ABMILP(ProbingPool):
     def pool_tokens(self, tokens: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
         joined = self.proj.weight @ self.v.weight
         queries = tokens @ (self.q.weight.mT @ self.k.weight)
-        sums = F.scaled_dot_product_attention(queries, tokens, tokens)
+        if not torch.compiler.is_compiling() and transformed():  # torch's fused attention has no forward mode
+            sums = (queries @ tokens.mT * self.dim**-0.5).softmax(-1) @ tokens
+        else:
+            sums = F.scaled_dot_product_attention(queries, tokens, tokens)
         hidden = F.linear(sums, self.hidden.weight @ joined, self.hidden(self.proj.bias))
         attention = self.weight(hidden.tanh()).mT.softmax(-1)  # (B, 1, N)
         return F.linear((attention @ sums).squeeze(1), joined, self.proj.bias), attention

@@ -16,7 +16,7 @@ from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from nbformat import NotebookNode
 from papermill.execute import remove_error_markers
 
-from ..files import write_atomically
+from ..files import check_writable, write_atomically
 from .mathml import text_of_markdown
 
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
@@ -88,11 +88,9 @@ def write_text(text: str, path: Path) -> None:
 def check_output(folder: Path) -> None:
     """Raise a WorkbookError for a folder that cannot be written to."""
     try:
-        with write_atomically(folder / "probe") as temporary:
-            temporary.touch()
-        (folder / "probe").unlink(missing_ok=True)
-    except OSError as error:
-        raise WorkbookError(f"--output: cannot write to the folder {folder} ({error}); choose another") from error
+        check_writable("--output", folder)
+    except ValueError as error:
+        raise WorkbookError(error) from error
 
 
 def title(node: NotebookNode) -> str | None:

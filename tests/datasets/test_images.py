@@ -1,7 +1,11 @@
 """Image files as people have them: every mode, damaged ones, and what else lies in a folder."""
 
 import os
+import signal
+import socket
+import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +72,54 @@ def test_every_kind_is_seen_as_it_looks(tmp_path, kind):
     np.testing.assert_array_equal(np.asarray(seen)[:, right_half], np.asarray(expected)[:, right_half])
 
 
+def tiff(values: np.ndarray, white_is_zero: bool = False, bits: int | None = None) -> bytes:
+    """A TIFF of one strip without compression, as the standard's section 3 describes it."""
+    data = values.astype(values.dtype.newbyteorder("<")).tobytes()
+    if bits:  # unsigned values of so many bits, the highest first
+        data = np.packbits(values[..., None] >> np.arange(bits - 1, -1, -1) & 1).tobytes()
+    height, width = values.shape
+    bits, sample_format = bits or 8 * values.itemsize, {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: 0 if white_is_zero else 1}
+    tags |= {273: 8, 277: 1, 278: height, 279: len(data), 339: sample_format}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = struct.pack("<2sHI", b"II", 42, 8 + len(data))
+    return head + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def grey_png(values: np.ndarray, bits: int, transparent: int, size: tuple[int, int] | None = None) -> bytes:
+    """A PNG of few bits with one transparent level; its head may say another size."""
+    rows = np.packbits(values[..., None] >> np.arange(bits - 1, -1, -1) & 1, axis=None).reshape(len(values), -1)
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", *(size or values.shape[::-1]), bits, 0, 0, 0, 0),
+        b"tRNS": struct.pack(">H", transparent),
+        b"IDAT": zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows)),
+        b"IEND": b"",
+    }
+    parts = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks.items())
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+FOUR = np.tile(np.arange(4, dtype=np.uint8), (4, 1))
+BYTES = {  # what Pillow alone shows too dark, upside down or without its transparency
+    "white is zero, 8 bits": (tiff(RAMP, white_is_zero=True), 255 - RAMP),
+    "white is zero, 16 bits": (tiff(WIDE, white_is_zero=True), 255 - RAMP),
+    "white is zero, floats": (tiff(RAMP.astype(np.float32) / 255, white_is_zero=True), 255 - RAMP),
+    "12 bits": (tiff(np.array([[0, 455, 2730, 4095]], np.uint16), bits=12), [[0, 28, 170, 255]]),
+    "black is zero, 16 bits": (tiff(WIDE), RAMP),
+    "2 bits, one transparent": (grey_png(FOUR, 2, transparent=1), [[0, 255, 170, 255]] * 4),
+    "4 bits, one transparent": (grey_png(FOUR, 4, transparent=2), [[0, 17, 255, 51]] * 4),
+    "8 bits, one transparent": (grey_png(FOUR, 8, transparent=2), [[0, 1, 255, 3]] * 4),
+}
+
+
+@pytest.mark.parametrize("kind", BYTES)
+def test_every_scale_of_grey_is_seen_as_it_looks(tmp_path, kind):
+    content, expected = BYTES[kind]
+    (tmp_path / "a").write_bytes(content)
+    seen = np.asarray(open_image(tmp_path / "a"))
+    np.testing.assert_array_equal(seen, np.repeat(np.asarray(expected)[..., None], 3, 2))
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(tmp_path, orientation):
     """Each orientation is a transformation of the stored pixels, as the EXIF standard draws it."""
@@ -106,6 +158,10 @@ DAMAGE = {
     "negative.tif": numbers([-0.5, 0.5], np.float32),
     "nan.tif": numbers([0.5, np.nan], np.float32),
     "wide.tif": numbers([0, 2**20], np.int32),
+    "signed.tif": lambda path: path.write_bytes(tiff(RAMP.astype(np.int8))),
+    "signed16.tif": lambda path: path.write_bytes(tiff(RAMP.astype(np.int16))),
+    "no pixels.png": lambda path: path.write_bytes(grey_png(FOUR, 8, 0, size=(0, 4))),
+    "bomb.png": lambda path: path.write_bytes(grey_png(FOUR, 8, 0, size=(20_000, 20_000))),
 }
 
 
@@ -114,6 +170,32 @@ def test_what_cannot_be_read_is_refused_with_its_path(tmp_path, name):
     DAMAGE[name](tmp_path / name)
     with pytest.raises(ValueError, match=name.replace(".", r"\.")):
         open_image(tmp_path / name)
+
+
+def pipe_socket_and_folder(folder: Path) -> list[str]:
+    os.mkfifo(folder / "pipe.png")
+    with socket.socket(socket.AF_UNIX) as one:
+        here = os.open(".", os.O_RDONLY)
+        os.chdir(folder)  # a socket's name has at most a hundred characters
+        one.bind("socket.png")
+        os.fchdir(here)
+        os.close(here)
+    (folder / "link.png").symlink_to("/dev/zero")
+    return ["pipe.png", "socket.png", "link.png"]
+
+
+@pytest.fixture
+def no_waiting():
+    """Opening a pipe would wait for ever."""
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+
+
+def test_pipes_and_devices_are_refused_at_once(tmp_path, no_waiting):
+    for name in [*pipe_socket_and_folder(tmp_path), "."]:
+        with pytest.raises(ValueError, match="neither a file nor a link to one"):
+            open_image(tmp_path / name)
 
 
 def test_a_missing_file_is_missing(tmp_path):
@@ -236,8 +318,24 @@ def test_oxford_pets_skips_the_trimap_with_its_image(tmp_path):
     assert data.masks[:, :, 5].sum(1).tolist() == [14, 22]  # of 40 rows, scaled to 32, the middle 28
 
 
+def test_pipes_and_devices_in_a_folder_are_ignored(tree, no_waiting):
+    names = pipe_socket_and_folder(tree / "train" / "cat")
+    for place in ("0.xml", "Annotations/1.xml", "../../boxes.json"):
+        (tree / "train" / "cat" / place).parent.mkdir(exist_ok=True)
+        os.mkfifo(tree / "train" / "cat" / place)
+    with pytest.warns(UserWarning, match="10 images found"):
+        data = load_data("folder", "train", data_root=tree)
+    reasons = {Path(path).name: reason for path, reason in data.ignored.items()}
+    assert {reasons[name] for name in names} == {"neither file nor folder"}
+    assert len(data) == 10 and data.boxes is None
+
+
 LITTER = {  # a file, what of it is ignored, why
     "train/cat/.ipynb_checkpoints/0-checkpoint.png": ("train/cat/.ipynb_checkpoints", "hidden"),
+    "train/__MACOSX/x.png": ("train/__MACOSX", "operating system"),
+    "train/cat/__MACOSX/x.png": ("train/cat/__MACOSX", "operating system"),
+    "train/dog/Thumbs.db": ("train/dog/Thumbs.db", "not a file of"),
+    "train/desktop.ini": ("train/desktop.ini", "in no class folder"),
     "train/.ipynb_checkpoints/x.png": ("train/.ipynb_checkpoints", "hidden"),
     "train/cat/._0.png": ("train/cat/._0.png", "hidden"),
     "train/cat/.DS_Store": ("train/cat/.DS_Store", "hidden"),
@@ -262,7 +360,7 @@ def test_litter_is_ignored_with_one_warning(tree):
     with pytest.warns(UserWarning) as caught:
         data = load_data("folder", "train", data_root=tree, image_size=16, augment=False)
     assert len(caught) == 1
-    assert "10 images found, 11 files or folders ignored" in str(caught[0].message)
+    assert f"10 images found, {len(LITTER) + len(LINKS)} files or folders ignored" in str(caught[0].message)
     assert "moving.gif" in str(caught[0].message)
     assert greys(data) == [100, 101, 102, 103, 104, 110, 111, 112, 113, 114]
     reasons = {os.path.relpath(path, tree): reason for path, reason in data.ignored.items()}
@@ -318,8 +416,9 @@ def test_a_class_whose_images_are_all_skipped_is_named(tree):
         load_data("folder", "train", data_root=tree, on_bad_image="skip")
 
 
-def test_hidden_folders_are_no_class_of_one_split_alone(tree):
-    (tree / "train" / ".ipynb_checkpoints").mkdir()
+@pytest.mark.parametrize("name", [".ipynb_checkpoints", "__MACOSX", "Annotations", "@eaDir"])
+def test_folders_of_other_kinds_are_no_class_of_one_split_alone(tree, name):
+    (tree / "train" / name).mkdir()
     assert len(load_data("folder", "test", data_root=tree)) == 10
 
 

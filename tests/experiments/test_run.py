@@ -143,10 +143,12 @@ def test_attention_that_is_all_on_the_object():
     assert torch.equal(object_positions(masks, (2, 2)), objects)
 
 
-@pytest.mark.parametrize(("pixels", "is_object"), [(3, False), (4, True)])
-def test_a_position_is_object_above_a_share_of_015(pixels, is_object):
-    """3 of 20 pixels are that share, and not more; 4 are."""
-    mask = torch.arange(20).view(1, 4, 5) < pixels
+@pytest.mark.parametrize(
+    ("pixels", "of", "is_object"), [(3, 20, False), (4, 20, True), (29, 200, False), (31, 200, True)]
+)
+def test_a_position_is_object_above_a_share_of_015(pixels, of, is_object):
+    """3 of 20 pixels are that share, and not more."""
+    mask = torch.arange(of).view(1, 4, -1) < pixels
     assert object_positions(mask, (1, 1)).item() is is_object
 
 
@@ -164,7 +166,9 @@ def test_hash_names_the_whole_configuration(monkeypatch):
     for changed in (dataclasses.replace(config, measured_on="val"), head):
         hashes.add(changed.hash())
     hashes.add(dataclasses.replace(head, trunk={"pool": "gap", "seed": 1}).hash())
-    assert len(hashes | {config.hash()}) == len(other) + 4
+    hashes.add(dataclasses.replace(config, model_options={"drop_rate": 0.2}).hash())
+    hashes.add(dataclasses.replace(config, start="another.safetensors").hash())
+    assert len(hashes | {config.hash()}) == len(other) + 6
     assert RunConfig("vit_micro", "gap").hash() == "a13b1135d7d0"  # else recorded runs lose their names
     before = config.hash()
     monkeypatch.setattr("simpool_lite.experiments.config.PROTOCOL", PROTOCOL + 1)

@@ -7,6 +7,8 @@ from collections import namedtuple
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from simpool_lite.__main__ import main
@@ -47,12 +49,29 @@ def half(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+def rewritten(file: Path, **columns) -> None:
+    table = pd.read_parquet(file)
+    for name, value in columns.items():
+        table[name] = pd.Series([value] * len(table), dtype=object)
+    table.to_parquet(file)
+
+
 DAMAGE = {
     "cut off": half,
     "empty": lambda file: file.write_bytes(b""),
     "text": lambda file: file.write_text("config_hash,top1\nabc,50\n"),
     "foreign": lambda file: pd.DataFrame({"name": ["Ada"], "age": [36]}).to_parquet(file),
     "a folder": lambda file: (file.unlink(), file.mkdir()),
+    "a pipe": lambda file: (file.unlink(), os.mkfifo(file)),
+    "other bytes at the end": lambda file: file.write_bytes(file.read_bytes()[:-8] + b"12345678"),
+    "words for numbers": lambda file: rewritten(file, loss="low"),
+    "lists for numbers": lambda file: rewritten(file, loss=[1.0]),
+    "numbers for words": lambda file: rewritten(file, config_hash=17),
+    "no name": lambda file: rewritten(file, config_hash=None),
+    "a column twice": lambda file: pq.write_table(
+        pq.read_table(file).append_column("loss", pa.array([1.0] * pq.read_metadata(file).num_rows)), file
+    ),
+    "no rows but ours": lambda file: pd.DataFrame(columns=["config_hash"]).to_parquet(file),
 }
 
 
@@ -105,9 +124,14 @@ RANKS = {
     "two results, the newer": ([record(), record(top1=51.0, started="2026-02-02T00:00:00+00:00")], 1, "different"),
     "two results, the newer first": ([record(started="2026-02-02T00:00:00+00:00"), record(top1=51.0)], 0, "different"),
     "another loss": ([record(), record(loss=1.5)], 0, "1 configurations have finished.*different"),
+    "another zone": (
+        [record(started="2026-02-01T23:00:00+05:00"), record(top1=51.0, started="2026-02-01T20:00:00+00:00")],
+        1, "different",
+    ),
+    "no time": ([record(started=None), record(top1=51.0)], 1, "different"),
     "newer protocol": ([record(protocol=PROTOCOL + 1), record()], 1, f"protocol {PROTOCOL + 1} are left out"),
     "older protocol": ([record(protocol=0)], 0, None),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", RANKS)
@@ -136,6 +160,11 @@ def test_curves_and_measures_that_two_stores_have_count_once(tmp_path):
     store = Store(tmp_path / "a", also_read=(tmp_path / "b",))
     assert store.curves().epoch.tolist() == [1, 2]
     assert store.measures().measure.tolist() == ["top1", "mass"]
+
+
+def test_a_record_says_under_which_protocol_it_was_made(monkeypatch):
+    monkeypatch.setattr(store_module, "PROTOCOL", PROTOCOL + 1)
+    assert record()["protocol"] == PROTOCOL + 1
 
 
 def test_only_newer_protocols_leave_an_empty_table(tmp_path):
@@ -192,6 +221,15 @@ def test_files_whose_types_do_not_go_together_are_read(tmp_path):
     for number, seed in enumerate((0, "zero")):
         pd.DataFrame([record() | {"seed": seed, "config_hash": f"{number}"}]).to_parquet(tmp_path / f"{number}.parquet")
     assert Store(tmp_path).records().seed.tolist() == [0, "zero"]
+
+
+def test_a_file_without_rows_changes_nothing(tmp_path):
+    store = Store(tmp_path)
+    store.add(record(), curve())
+    before = quietly(store)
+    before.iloc[:0].to_parquet(tmp_path / "none.parquet")
+    pd.DataFrame({name: pd.Series(dtype=float) for name in COLUMNS}).to_parquet(tmp_path / "untyped.parquet")
+    pd.testing.assert_frame_equal(quietly(store), before)
 
 
 def test_an_empty_store_has_empty_tables(tmp_path):

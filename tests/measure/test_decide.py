@@ -284,6 +284,7 @@ def test_a_margin_of_twice_the_precision_decides_every_row():
         assert verdict(low, low + 2.0, margin=2.0) != "not decided"
     assert verdict(-0.9, 1.1, margin=1.0) == verdict(math.nan, math.nan, 1.0) == "not decided"
     assert verdict(0.1, 0.9, margin=1.0) == "equivalent" and verdict(-1.1, -0.2, margin=1.0) == "different"
+    assert verdict(0.0, 1.1, margin=1.0) == verdict(-1.1, 0.0, margin=1.0) == "not decided"  # 0 is not excluded
 
 
 def test_the_detectable_difference_is_detected_in_four_of_five():

@@ -23,6 +23,12 @@ def test_intervals_of_means():
     assert table.loc["one", ["low", "high"]].isna().all()
 
 
+def test_a_failed_run_does_not_count_whatever_it_measured():
+    runs = make_runs({"A": [70.0, 72.0, 20.0]})
+    runs.loc[runs.top1 == 20, "status"] = "failed"
+    assert summarise(runs, "top1", ["variant"]).loc["A", ["mean", "runs"]].tolist() == [71.0, 2]
+
+
 @pytest.mark.parametrize(("metric", "whole"), [("top1", 100), ("percent", 100), ("attention_mass", 1), ("loss", None)])
 def test_intervals_of_shares_end_at_nothing_and_at_the_whole(metric, whole):
     """Two seeds have a wide interval: near an end it is cut there; a loss has no end."""

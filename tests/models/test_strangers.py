@@ -257,6 +257,8 @@ LIVES = {
     "another pooling after cls": lambda: replace_pooling(vit("cls"), "simpool", norm_first=False),
     "order of the norm": lambda: replace_pooling(vit(norm_first=False), "simpool", gamma=2.0),
     "torch.compile": lambda: torch.compile(vit(), backend="eager"),
+    "DataParallel": lambda: torch.nn.DataParallel(vit()),
+    "DataParallel of a compiled one": lambda: torch.nn.DataParallel(torch.compile(vit(), backend="eager")),
     "compile in place": lambda: changed(vit(), lambda m: m.compile(backend="eager")),
     "channels_last": lambda: create_model("resnet18", "simpool", 3).to(memory_format=torch.channels_last),
     "class token kept": lambda: vit(class_token=True),
@@ -275,7 +277,8 @@ def test_what_is_saved_loads(tmp_path, life):
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
     loaded = load_model(save_model(model, tmp_path / "model.safetensors"))
-    original = getattr(model, "_orig_mod", model)
+    original = getattr(model, "module", model)
+    original = getattr(original, "_orig_mod", original)
     assert str(loaded) == str(original)
     pixels = original.patch_embed.img_size if hasattr(original, "patch_embed") else (64, 64)
     images = torch.randn(2, 4 if life == "in_chans" else 3, *pixels)
@@ -295,6 +298,15 @@ REFUSED = {
         lambda: changed(vit("gap"), lambda m: setattr(m, "pooling", create_pool("max", 192))),
         "pooling is not what",
     ),
+    "a scale by hand": (
+        lambda: changed(vit(), lambda m: setattr(m.pooling, "scale", 2.0)),
+        "pooling.scale: .* got 2.0",
+    ),
+    "an exponent by hand": (
+        lambda: changed(vit("gem", pool_kwargs={"learn_gamma": False}), lambda m: setattr(m.pooling, "gamma", 9.0)),
+        "pooling.gamma: expected 3.0, got 9.0",
+    ),
+    "an epsilon by hand": (lambda: changed(vit("otk"), lambda m: setattr(m.pooling, "eps", 9.0)), "pooling.eps"),
     "a function": (lambda: vit(norm_layer=torch.nn.LayerNorm), "norm_layer: expected one of"),
     "patch size": (lambda: changed(vit(), lambda m: m.set_input_size(patch_size=8)), "pos_embed"),
     "other windows": (

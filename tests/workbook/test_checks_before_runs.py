@@ -137,10 +137,10 @@ def test_an_output_that_is_no_folder_is_refused(run, tmp_path, where):
 
 
 def test_an_output_that_cannot_be_written_is_refused(run, tmp_path, monkeypatch):
-    def refuse(self):
+    def refuse(self, content):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "touch", refuse)  # who runs the tests may be allowed everything
+    monkeypatch.setattr(Path, "write_bytes", refuse)  # who runs the tests may be allowed everything
     status, message, _ = run("--output", tmp_path / "out")
     assert status == 2
     assert "Permission denied" in message
