@@ -5,7 +5,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -119,17 +118,6 @@ def wait(driver: webdriver.Chrome, condition: Callable[[], object]) -> object:
         raise TimeoutException(f"nothing within {PATIENCE} s; the page: {seen}") from None
 
 
-def visit(driver: webdriver.Chrome, port: int, path: str = "") -> None:
-    """Open a page of this machine once the server listens: JupyterLab says that it is running before it does."""
-
-    def listens() -> bool:
-        with socket.socket() as client:
-            return client.connect_ex(("127.0.0.1", port)) == 0
-
-    wait(driver, listens)
-    driver.get(f"http://127.0.0.1:{port}{path}")
-
-
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -137,8 +125,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def server(folder: Path, module: str, *options: str) -> Iterator[None]:
-    """A server on this machine, until it says that it is there; its settings are in ``folder`` alone."""
+def server(folder: Path, port: int, module: str, *options: str) -> Iterator[str]:
+    """A server on this machine and its address, once it listens: it may say earlier that it is running.
+
+    Its settings, and what its kernels write, are in ``folder`` alone.
+    """
     places = {
         name: str(folder / name.lower())
         for name in (
@@ -148,23 +139,25 @@ def server(folder: Path, module: str, *options: str) -> Iterator[None]:
             "JUPYTERLAB_WORKSPACES_DIR",
         )
     }
-    process = subprocess.Popen(
-        [sys.executable, "-m", module, "--no-browser", *options],
-        cwd=folder, env=os.environ | places, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
-    said = []
+    log = folder / "server.log"
+    with log.open("wb") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, "--no-browser", *options],
+            cwd=folder, env=os.environ | places, stderr=said, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    def listens(_: None) -> bool:
+        if process.poll() is not None:
+            raise RuntimeError(f"{module} ended: {log.read_text()[-2000:]}")
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", port)) == 0
+
     try:
-        for line in process.stderr:
-            said.append(line)
-            if "is running at" in line:
-                break
-        else:
-            raise RuntimeError(f"{module} ended: {''.join(said)[-2000:]}")
-        threading.Thread(target=process.stderr.read, daemon=True).start()  # or it would wait for us to read
-        yield
+        WebDriverWait(None, PATIENCE, 0.1).until(listens, f"{module} does not listen on port {port}")
+        yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -204,12 +197,12 @@ def jupyterlab(folder: Path, driver: webdriver.Chrome) -> Iterator[Explorer]:
     (settings / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')  # cells out of sight are there
     port = free_port()
     with server(
-        folder, "jupyterlab", "--allow-root", f"--ServerApp.port={port}", "--ServerApp.port_retries=0",
+        folder, port, "jupyterlab", "--allow-root", f"--ServerApp.port={port}", "--ServerApp.port_retries=0",
         "--IdentityProvider.token=browser", "--LabApp.expose_app_in_browser=True",
         "--LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate",
         "--LanguageServerManager.autodetect=False",  # it would ask npm what is installed
-    ):  # fmt: skip
-        visit(driver, port, f"/lab/tree/{NOTEBOOK}?token=browser")
+    ) as address:  # fmt: skip
+        driver.get(f"{address}/lab/tree/{NOTEBOOK}?token=browser")
         wait(driver, lambda: driver.execute_script(RUN_ALL))
         yield Explorer(driver)
         driver.get("about:blank")
@@ -289,8 +282,8 @@ def test_memory_stays(page, folder):
 def test_voila_shows_the_page(tmp_path, driver):
     copy_notebook(tmp_path)
     port = free_port()
-    with server(tmp_path, "voila", NOTEBOOK, f"--port={port}", "--Voila.ip=127.0.0.1"):
-        visit(driver, port)
+    with server(tmp_path, port, "voila", NOTEBOOK, f"--port={port}", "--Voila.ip=127.0.0.1") as address:
+        driver.get(address)
         explorer = Explorer(driver)
         assert not driver.find_elements(By.CSS_SELECTOR, ".jp-InputArea-editor")  # no code
         explorer.choose("backbone", "convnet_micro")
