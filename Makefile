@@ -15,7 +15,7 @@ help:
 	@echo "make student    write the notebooks without solutions and outputs to build/student"
 	@echo "make slides     write each notebook as slides to build/slides"
 	@echo "make test       lint, run every test, re-run every notebook and compare its outputs"
-	@echo "make test-browser  drive the explorer in Chromium, which must be installed; unproven, and no part of make test"
+	@echo "make test-browser  the part of make test that drives the explorer in Chromium; says what is missing for it"
 	@echo "make soak       repeat faults and sizes (signals, full disk, 100,000 records, ...) and print what was seen"
 	@echo "make lab        open the notebooks in JupyterLab; options: make lab ARGS='--no-browser'"
 	@echo "make lint       check style (ruff) and spelling (codespell)"
@@ -57,16 +57,18 @@ slides: $(STAMP)
 
 # One pytest call for tests, doctests and notebooks, so that the two workers share all of it and one line
 # sums it up. One thread each, or the workers would fight for the cores; nbval runs each notebook from top
-# to bottom in one worker (loadfile) and holds every stored output against the new one.
+# to bottom in one worker (loadfile) and holds every stored output against the new one. -rs says what was skipped
+# and why: without Chromium the tests of the explorer in a browser are.
 test: $(STAMP) lint
-	@OMP_NUM_THREADS=1 $(PY) -m pytest --quiet -n $(WORKERS) --dist loadfile --doctest-modules \
+	@OMP_NUM_THREADS=1 $(PY) -m pytest --quiet -rs -n $(WORKERS) --dist loadfile --doctest-modules \
 	    --nbval --nbval-current-env --nbval-cell-timeout=600 \
 	    tests simpool_lite $(wildcard notebooks/*.ipynb) || { \
 	    echo "make test failed. Re-run one test with:     $(PY) -m pytest tests/test_x.py -k name"; \
 	    echo "                  or one notebook with:     $(PY) -m pytest --nbval --nbval-current-env notebooks/x.ipynb"; \
 	    exit 1; }
 
-# Installs nothing, not even .venv, and says what is missing.
+# These tests are also part of make test, which skips them where there is no browser. This installs nothing, not even
+# .venv, and says what is missing.
 test-browser:
 	@missing=; \
 	    test -x $(PY) || missing="$$missing .venv (make test makes it)"; \
@@ -77,9 +79,9 @@ test-browser:
 	        echo "make test-browser: missing:$$missing"; \
 	        echo "On Debian and Ubuntu: apt install chromium chromium-driver"; \
 	        exit 1; }
-	@SIMPOOL_TEST_BROWSER=1 OMP_NUM_THREADS=1 $(PY) -m pytest --quiet tests/figures/test_explorer_browser.py || { \
+	@OMP_NUM_THREADS=1 $(PY) -m pytest --quiet tests/figures/test_explorer_browser.py || { \
 	    echo "make test-browser failed. Re-run one test with:"; \
-	    echo "    SIMPOOL_TEST_BROWSER=1 $(PY) -m pytest tests/figures/test_explorer_browser.py -k name"; \
+	    echo "    $(PY) -m pytest tests/figures/test_explorer_browser.py -k name"; \
 	    exit 1; }
 
 soak: $(STAMP)

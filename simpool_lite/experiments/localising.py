@@ -22,6 +22,7 @@ from .config import RunConfig
 from .run import load_split, make_model
 
 CAM = "GAP + CAM"
+SHOWN = {"simpool": "SimPool"}  # as in the course; other poolings have their registered names
 BASELINES = {
     "centred Gaussian": centre_gaussian,
     "whole photograph": frame,
@@ -121,9 +122,9 @@ def localise(
     how = {"device": device, "batch_size": FORWARD, "progress": progress}
     features = {split: cached_features(model, data, **how) for split, data in parts.items()}
 
-    variants = {CAM: {"pool": "gap"}} | {name: {"pool": name} for name in pools}
+    variants = {CAM: {"pool": "gap"}} | {SHOWN.get(name, name): {"pool": name} for name in pools}
     if "simpool" in pools and gamma is not None:
-        variants[f"simpool, gamma {gamma:g}"] = {"pool": "simpool", "gamma": gamma}
+        variants[f"SimPool, gamma {gamma:g}"] = {"pool": "simpool", "gamma": gamma}
     how = training | {"seeds": seeds, "progress": progress}
     fitted = fit_heads(features["train"], features["val"], variants, len(test.classes), **how)
 

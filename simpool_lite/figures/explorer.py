@@ -411,7 +411,8 @@ def explorer_figure(explorer: Explorer, states: Mapping[str, State], number: int
         classes, scores = zip(*answer.best(number), strict=True)
         places = range(len(scores))
         bars = column[2].barh(places, [100 * score for score in scores], color=colour_of(state.pooling))
-        labels = [f"{text[:20]}: {100 * score:.0f} %" for text, score in zip(classes, scores, strict=True)]
+        names = [text.partition(",")[0] for text in classes]  # ImageNet's have synonyms behind a comma
+        labels = [f"{text}: {100 * score:.0f} %" for text, score in zip(names, scores, strict=True)]
         column[2].bar_label(bars, labels, padding=3, fontsize=9)  # beside the bar: a long name takes no room from it
         column[2].set(yticks=[], xlim=(0, 220), xticks=[], frame_on=False)
         column[2].grid(False)

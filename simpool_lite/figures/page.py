@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from html import escape
@@ -65,6 +66,9 @@ def is_interactive() -> bool:
 class Page:
     """The controls and what follows from them.
 
+    JupyterLab lets a kernel handle messages of widgets in a second thread. So one change is finished before the next
+    one begins, and each takes over only what the reader has moved.
+
     Attributes:
         state: where the controls stand.
         widget: what to display.
@@ -72,6 +76,7 @@ class Page:
 
     def __init__(self, explorer: Explorer, state: State) -> None:
         self.explorer, self.state, self._setting = explorer, explorer.fit(state), False
+        self._one_at_a_time = threading.RLock()
         self.controls = {
             "image": _dropdown("image"),
             "backbone": _dropdown("backbone"),
@@ -106,13 +111,15 @@ class Page:
         self._show()
 
     def _changed(self, change: dict) -> None:
-        if self._setting:
-            return
-        state = replace(self.state, **{name: control.value for name, control in self.controls.items()})
-        if change["owner"] in (self.controls["backbone"], self.controls["pooling"]):
-            kinds = self.explorer.choices(self.state)["kind"]
-            state = replace(state, kind=None if state.kind == kinds[0] else state.kind)  # each network's most telling
-        self._go(state)
+        with self._one_at_a_time:
+            if self._setting:
+                return
+            moved = next(name for name, control in self.controls.items() if control is change["owner"])
+            state = replace(self.state, **{moved: change["new"]})
+            if moved in ("backbone", "pooling"):
+                kinds = self.explorer.choices(self.state)["kind"]
+                state = replace(state, kind=None if state.kind == kinds[0] else state.kind)  # the most telling one
+            self._go(state)
 
     def _go(self, state: State) -> None:
         self.state = self.explorer.fit(state)
@@ -141,17 +148,19 @@ class Page:
         if not change["new"]:
             return
         file = change["new"][0]
-        try:
-            self.explorer.put(UPLOADED, _read(file["name"], bytes(file["content"])))
-        except ValueError as error:
-            self.message.value = f"<p>{escape(str(error))}</p>"
-        else:
-            self._go(replace(self.state, image=UPLOADED))
+        with self._one_at_a_time:
+            try:
+                self.explorer.put(UPLOADED, _read(file["name"], bytes(file["content"])))
+            except ValueError as error:
+                self.message.value = f"<p>{escape(str(error))}</p>"
+            else:
+                self._go(replace(self.state, image=UPLOADED))
         self.upload.value = ()  # so that the same file can be chosen again, and its bytes are not kept
 
     def _drawn(self, picture: Image.Image) -> None:
-        self.explorer.put(DRAWN, picture)
-        self._go(replace(self.state, image=DRAWN))
+        with self._one_at_a_time:
+            self.explorer.put(DRAWN, picture)
+            self._go(replace(self.state, image=DRAWN))
 
 
 class DrawingPad:

@@ -40,7 +40,7 @@ def test_a_folder_is_scored_by_one_command(tmp_path, photographs, monkeypatch, c
     command += [f"--output={tmp_path / 'out'}", "--progress=false", "--device=cpu"]
     assert main(command) == 0
     table = pd.read_csv(tmp_path / "out" / "table.csv", index_col="method")
-    networks = ["GAP + CAM", "simpool", "simpool, gamma 2"]
+    networks = ["GAP + CAM", "SimPool", "SimPool, gamma 2"]
     assert list(table.index) == [*networks, "centred Gaussian", "whole photograph", "uniform", "spectral residual"]
     assert table.top1[networks].between(0, 100).all() and table.top1.drop(networks).isna().all()
     assert (table[["box_30", "box_50", "box_70"]].mean(axis=1) - table.max_box_acc_v2).abs().max() < 1e-9

@@ -1,5 +1,6 @@
 """The explorer's logic: it shows what the package computes, and computes nothing twice."""
 
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -192,6 +193,24 @@ def test_page_draws_and_uploads(explorer, tmp_path):
     assert explorer.answer(shown.state).photograph.getpixel((0, 0)) == (255, 255, 255)
     shown._uploaded({"new": ({**file, "name": "<b>.png", "content": memoryview(b"no picture")},)})
     assert "&lt;b&gt;.png: cannot be read" in shown.message.value
+
+
+def test_page_finishes_a_change_before_the_next(explorer, monkeypatch):
+    """JupyterLab lets the kernel handle messages of widgets in two threads: neither change may undo the other."""
+    shown, fit = page.Page(explorer, State()), explorer.fit
+    drawing = threading.Thread(target=shown._drawn, args=(Image.new("RGB", (30, 30)),))
+
+    def fit_while_somebody_draws(state):
+        if drawing.ident is None:
+            drawing.start()
+            drawing.join(1)  # it waits for us; were it not to, it would be done by now
+        return fit(state)
+
+    monkeypatch.setattr(explorer, "fit", fit_while_somebody_draws)
+    shown.controls["pooling"].value = "GAP"
+    drawing.join()
+    assert shown.state.image == shown.controls["image"].value == page.DRAWN
+    assert shown.state.pooling == shown.controls["pooling"].value == "GAP"
 
 
 def test_pictures_where_nobody_sits(explorer, capsys):

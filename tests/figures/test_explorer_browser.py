@@ -1,14 +1,10 @@
-"""The explorer in a real browser: JupyterLab runs the notebook, controls are moved, pictures read. Also Voila.
-
-Unproven: this file has never run to its end. `make test-browser` runs it; every other run skips it.
-"""
+"""The explorer in a real browser: JupyterLab runs the notebook, controls are moved, pictures read. Also Voila."""
 
 import os
 import shutil
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,20 +21,14 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = "13-explorer.ipynb"
-PATIENCE = 300  # seconds until something that is awaited counts as missing, on a busy machine too
+PATIENCE = 600  # seconds until something that is awaited counts as missing, on a busy machine too
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER, DRIVER = next(filter(None, map(shutil.which, BROWSERS)), None), shutil.which("chromedriver")
 
-pytestmark = [
-    pytest.mark.skipif(
-        os.environ.get("SIMPOOL_TEST_BROWSER") != "1",
-        reason="unproven, it has never run to its end: only `make test-browser` runs it",
-    ),
-    pytest.mark.skipif(
-        BROWSER is None or DRIVER is None,
-        reason="needs Chromium or Chrome and chromedriver (on Debian and Ubuntu: apt install chromium chromium-driver)",
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    BROWSER is None or DRIVER is None,
+    reason="needs Chromium or Chrome and chromedriver (on Debian and Ubuntu: apt install chromium chromium-driver)",
+)
 
 # Of a picture in the page its pixels, as text, or null while it is loading.
 PIXELS = """
@@ -135,8 +125,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def server(folder: Path, module: str, *options: str) -> Iterator[None]:
-    """A server on this machine, until it says that it is there; its settings are in ``folder`` alone."""
+def server(folder: Path, port: int, module: str, *options: str) -> Iterator[str]:
+    """A server on this machine and its address, once it listens: it may say earlier that it is running.
+
+    Its settings, and what its kernels write, are in ``folder`` alone.
+    """
     places = {
         name: str(folder / name.lower())
         for name in (
@@ -146,23 +139,25 @@ def server(folder: Path, module: str, *options: str) -> Iterator[None]:
             "JUPYTERLAB_WORKSPACES_DIR",
         )
     }
-    process = subprocess.Popen(
-        [sys.executable, "-m", module, "--no-browser", *options],
-        cwd=folder, env=os.environ | places, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
-    said = []
+    log = folder / "server.log"
+    with log.open("wb") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, "--no-browser", *options],
+            cwd=folder, env=os.environ | places, stderr=said, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    def listens(_: None) -> bool:
+        if process.poll() is not None:
+            raise RuntimeError(f"{module} ended: {log.read_text()[-2000:]}")
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", port)) == 0
+
     try:
-        for line in process.stderr:
-            said.append(line)
-            if "is running at" in line:
-                break
-        else:
-            raise RuntimeError(f"{module} ended: {''.join(said)[-2000:]}")
-        threading.Thread(target=process.stderr.read, daemon=True).start()  # or it would wait for us to read
-        yield
+        WebDriverWait(None, PATIENCE, 0.1).until(listens, f"{module} does not listen on port {port}")
+        yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -202,12 +197,12 @@ def jupyterlab(folder: Path, driver: webdriver.Chrome) -> Iterator[Explorer]:
     (settings / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')  # cells out of sight are there
     port = free_port()
     with server(
-        folder, "jupyterlab", "--allow-root", f"--ServerApp.port={port}", "--ServerApp.port_retries=0",
+        folder, port, "jupyterlab", "--allow-root", f"--ServerApp.port={port}", "--ServerApp.port_retries=0",
         "--IdentityProvider.token=browser", "--LabApp.expose_app_in_browser=True",
         "--LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate",
         "--LanguageServerManager.autodetect=False",  # it would ask npm what is installed
-    ):  # fmt: skip
-        driver.get(f"http://127.0.0.1:{port}/lab/tree/{NOTEBOOK}?token=browser")
+    ) as address:  # fmt: skip
+        driver.get(f"{address}/lab/tree/{NOTEBOOK}?token=browser")
         wait(driver, lambda: driver.execute_script(RUN_ALL))
         yield Explorer(driver)
         driver.get("about:blank")
@@ -287,8 +282,8 @@ def test_memory_stays(page, folder):
 def test_voila_shows_the_page(tmp_path, driver):
     copy_notebook(tmp_path)
     port = free_port()
-    with server(tmp_path, "voila", NOTEBOOK, f"--port={port}", "--Voila.ip=127.0.0.1"):
-        driver.get(f"http://127.0.0.1:{port}")
+    with server(tmp_path, port, "voila", NOTEBOOK, f"--port={port}", "--Voila.ip=127.0.0.1") as address:
+        driver.get(address)
         explorer = Explorer(driver)
         assert not driver.find_elements(By.CSS_SELECTOR, ".jp-InputArea-editor")  # no code
         explorer.choose("backbone", "convnet_micro")
