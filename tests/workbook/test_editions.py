@@ -64,10 +64,18 @@ def test_no_solution_is_handed_out(student, path):
     assert kept == others  # checks and the cells for answers among them
     for cell in added:
         assert "jupyter" not in cell.metadata
-        assert "solution" in next(c for c in ours.cells if c.id == cell.id).metadata.tags
+        [origin] = [c for c in ours.cells if c.id == cell.id.removesuffix("-answer")]
+        assert "solution" in origin.metadata.get("tags", []) or re.search(r"^\*\*\d \(", origin.source, re.M)
     for before, cell in zip(theirs.cells, theirs.cells[1:], strict=False):
         twice = {*before.metadata.get("tags", [])} & {*cell.metadata.get("tags", [])}
         assert "answer" not in twice  # one per question
+
+
+@pytest.mark.parametrize("path", COURSE, ids=lambda path: path.stem)
+def test_every_exercise_has_a_cell_for_the_answer(student, path):
+    cells = nbformat.read(student / path.name, 4).cells
+    asked = [number for number, cell in enumerate(cells) if re.search(r"^\*\*\d+ \(", cell.source, re.M)]
+    assert asked and all("answer" in cells[number + 1].metadata.get("tags", []) for number in asked)
 
 
 def test_every_link_of_the_exercise_sheets_leads_to_a_file(student):
