@@ -64,7 +64,7 @@ _SLIDES_INDEX = """\
 # What fits on a slide, in lines of text, and what the parts of a cell take of it.
 _SLIDE_LINES = 17
 _SHORT, _SMALLER = 3, 5  # so many lines more for a short text, and for what follows a heading: none should stand alone
-_LINE_CHARACTERS, _PRINT_CHARACTERS, _ROW_CHARACTERS = 95, 105, 130
+_LINE_CHARACTERS, _PRINT_CHARACTERS, _ROW_CHARACTERS = 95, 114, 130
 _CODE_LINE, _OUTPUT_LINE, _ROW, _PICTURE, _HEADING, _FORMULA = 0.75, 0.7, 0.95, 13, 2.2, 2.5
 _LINE_PIXELS, _MOST_PIXELS = 36, 480  # of a line of text; of a picture, as in slides.css
 
