@@ -7,6 +7,7 @@ import subprocess
 import sys
 from base64 import b64encode
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -200,6 +201,17 @@ def test_each_figure_of_a_cell_has_its_own_text_on_its_slide(tmp_path):
     assert main(["slides", "--notebooks", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
     page = BeautifulSoup((tmp_path / "out" / "a.html").read_text(encoding="utf-8"), "html.parser")
     assert [image["alt"] for image in page.find_all("img")] == ["the first", "the second"]
+
+
+def test_what_is_printed_at_length_is_cut_and_no_heading_stands_alone(tmp_path):
+    lines = [f"line {number:02d}." for number in range(60)]
+    cell = new_code_cell("long_print()", outputs=[new_output("stream", text="\n".join(lines))])
+    save(tmp_path / "a.ipynb", new_markdown_cell("# A\n\n## B\n\n### C\n\nwords"), cell)
+    assert main(["slides", "--notebooks", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
+    (first, *others) = sections(tmp_path / "out" / "a.html")[1]
+    assert first.h2 and first.h3 and "words" in first.get_text() and "long_print" in first.get_text()
+    shown = [[line for line in lines if line in slide.get_text()] for slide in others]
+    assert len(shown) > 1 and all(len(part) < 30 for part in shown) and [*chain(*shown)] == lines
 
 
 def test_cells_that_are_marked_are_taken_as_marked(slides):
