@@ -13,7 +13,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from ..measure.decide import decide
 from ..measure.stats import summarise
@@ -211,6 +211,7 @@ def trade_off(
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())  # its labels would stand in those of 5, 50, ...
     colours = [colour_of(variant) for variant in shown]
     intervals = [
         *axis.hlines(up["mean"], across["low"], across["high"], colors=colours).get_segments(),

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from html import escape as html_escape
 from importlib import metadata
+from itertools import zip_longest
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,7 +15,7 @@ from bs4 import BeautifulSoup
 from nbconvert import SlidesExporter
 from nbconvert.preprocessors import ClearOutputPreprocessor, Preprocessor
 from nbformat import NotebookNode
-from nbformat.v4 import new_code_cell
+from nbformat.v4 import new_code_cell, new_output
 
 from .notebooks import WorkbookError, check_output, clean, for_commit, read, select, title, write, write_text
 from .report import TEMPLATES, PageExporter, local_file, localise, page_name, style, with_alternative_text
@@ -23,6 +24,7 @@ ANSWER = "# Your answer"
 # What the notebooks say above their exercises, and what is true of a sheet without solutions.
 _WITH_SOLUTIONS = "Solutions are in the folded cells below each question."
 _WITHOUT = "Write your answers into the cells below each question."
+_ASKS = re.compile(r"^\*\*\d+ \(", re.M)  # **4 (an afternoon).** begins an exercise
 
 # The first cell of a sheet that is opened in Colab, where torch is installed and the repository is not.
 _COLAB = """\
@@ -61,8 +63,9 @@ _SLIDES_INDEX = """\
 
 # What fits on a slide, in lines of text, and what the parts of a cell take of it.
 _SLIDE_LINES = 17
-_LINE_CHARACTERS = 95
-_CODE_LINE, _OUTPUT_LINE, _ROW, _PICTURE, _HEADING, _FORMULA = 0.75, 0.7, 0.85, 13, 2.2, 2.5
+_SHORT, _SMALLER = 3, 5  # so many lines more for a short text, and for what follows a heading: none should stand alone
+_LINE_CHARACTERS, _PRINT_CHARACTERS, _ROW_CHARACTERS = 95, 114, 130
+_CODE_LINE, _OUTPUT_LINE, _ROW, _PICTURE, _HEADING, _FORMULA = 0.75, 0.7, 0.95, 13, 2.2, 2.5
 _LINE_PIXELS, _MOST_PIXELS = 36, 480  # of a line of text; of a picture, as in slides.css
 
 
@@ -112,10 +115,13 @@ class AnswerCells(Preprocessor):
 
     def preprocess(self, node: NotebookNode, resources: dict) -> tuple[NotebookNode, dict]:
         node, cells = copy.deepcopy(node), []
-        for cell in node.cells:
+        for cell, after in zip_longest(node.cells, node.cells[1:]):
             if "solution" not in cell.metadata.get("tags", []):
                 cell.source = cell.source.replace(_WITH_SOLUTIONS, _WITHOUT)
                 cells.append(cell)
+                followed = after is not None and {"answer", "solution"} & {*after.metadata.get("tags", [])}
+                if _ASKS.search(cell.source) and cell.cell_type == "markdown" and not followed:
+                    cells.append(new_code_cell(ANSWER, id=f"{cell.id[:56]}-answer", metadata={"tags": ["answer"]}))
             elif not cells or "answer" not in cells[-1].metadata.get("tags", []):
                 # The identifier stays, so that an answer can be found again from the question's solution.
                 cells.append(new_code_cell(ANSWER, id=cell.id, metadata={"tags": ["answer"]}))
@@ -190,8 +196,9 @@ class _SlidesExporter(PageExporter, SlidesExporter):
 class SlidesByHeadings(Preprocessor):
     """Makes slides of a notebook in which no cell is marked as one.
 
-    ``##`` starts a slide, ``###`` and what no longer fits a sub-slide below it. Figures and tables are shown
-    without their code; solutions, checks and what stands before the first section of code are left out.
+    ``##`` starts a slide, ``###`` and what no longer fits a sub-slide below it; what follows a heading stays with it.
+    Figures and tables are shown without their code; solutions, checks and what stands before the first section of code
+    are left out.
     """
 
     def preprocess(self, node: NotebookNode, resources: dict) -> tuple[NotebookNode, dict]:
@@ -200,9 +207,11 @@ class SlidesByHeadings(Preprocessor):
         node, cells, used = copy.deepcopy(node), [], 0.0
         for cell in _parts(node):
             lines = _lines(cell)
-            if re.match(r"## ", cell.source) and cell.cell_type == "markdown":
+            room = _SLIDE_LINES + (_SMALLER if used <= _HEADING else _SHORT if lines <= _SHORT else 0)
+            level = re.match(r"#+(?= )", cell.source) if cell.cell_type == "markdown" else None
+            if level is not None and level[0] == "##":
                 kind = "slide"
-            elif (re.match(r"### ", cell.source) and cell.cell_type == "markdown") or used + lines > _SLIDE_LINES:
+            elif used + lines > room or (level is not None and level[0] == "###" and used > _HEADING):
                 kind = "subslide"
             else:
                 kind = "-"
@@ -232,8 +241,35 @@ def _parts(node: NotebookNode) -> Iterator[NotebookNode]:
                     part.id, part.outputs = f"{cell.id[:56]}-{number}", [output]
                     part.metadata = {**cell.metadata, "transient": {"remove_source": True}}
                     yield part
-            else:
+            elif _lines(cell) <= _SLIDE_LINES:
                 yield cell
+            else:
+                yield from _code_and_prints(cell)
+
+
+def _code_and_prints(cell: NotebookNode) -> Iterator[NotebookNode]:
+    """Cut a cell that needs more than a slide: its code, then what it printed, a slide of it at a time."""
+    code = copy.copy(cell)
+    code.id, code.outputs = f"{cell.id[:56]}-code", []
+    yield code
+    printed = "".join(output.get("text", output.get("data", {}).get("text/plain", "")) for output in cell.outputs)
+    pieces, used = [[]], 0.0
+    for line in printed.splitlines():
+        lines = _OUTPUT_LINE * _wrapped(line, _PRINT_CHARACTERS)
+        if used + lines > _SLIDE_LINES - 1:
+            pieces, used = [*pieces, []], 0.0
+        pieces[-1].append(line)
+        used += lines
+    for number, piece in enumerate(pieces):
+        part = copy.copy(cell)
+        part.id, part.outputs = f"{cell.id[:56]}-{number}", [new_output("stream", text="\n".join(piece))]
+        part.metadata = {**cell.metadata, "transient": {"remove_source": True}}
+        yield part
+
+
+def _wrapped(line: str, characters: int) -> int:
+    """Return how many lines a line becomes on a slide."""
+    return max(1, -(-len(line) // characters))
 
 
 def _paragraphs(source: str) -> list[str]:
@@ -261,7 +297,7 @@ def _lines(cell: NotebookNode) -> float:
         if cell.source.startswith("#"):
             return _HEADING
         if cell.source.startswith("|"):
-            return _ROW * cell.source.count("\n")
+            return _ROW * sum(_wrapped(row, _ROW_CHARACTERS) for row in cell.source.splitlines()[1:])
         return 0.5 + len(cell.source) / _LINE_CHARACTERS + _FORMULA * cell.source.count("$$") / 2
     hidden = "transient" in cell.metadata
     lines = 0 if hidden else 0.8 + _CODE_LINE * len(cell.source.splitlines())
@@ -275,7 +311,7 @@ def _lines(cell: NotebookNode) -> float:
             lines += 1 + _ROW * data["text/markdown"].count("\n")
         else:
             text = output.get("text", data.get("text/plain", ""))
-            lines += 0.4 + _OUTPUT_LINE * len(text.splitlines())
+            lines += 0.4 + _OUTPUT_LINE * sum(_wrapped(line, _PRINT_CHARACTERS) for line in text.splitlines())
     return lines
 
 

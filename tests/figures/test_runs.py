@@ -125,6 +125,16 @@ def test_the_trade_off_shows_means_and_intervals():
     assert_nothing_is_cut_off(figure)
 
 
+def test_a_logarithmic_axis_has_one_number_per_label():
+    runs = random_runs(variants=4, seeds=2)
+    runs["positions"] = runs.variant.map({"v0": 3.0, "v1": 13.0, "v2": 40.0, "v3": 64.0})
+    figure = trade_off(runs, "positions", "top1", "title", "x", "y")
+    figure.canvas.draw()
+    (axis,) = figure.axes
+    assert axis.get_xscale() == "log" and any(label.get_text() == "10" for label in axis.get_xticklabels())
+    assert not any(label.get_text() for label in axis.get_xticklabels(minor=True))
+
+
 @pytest.mark.parametrize("runs", CROWDS.values(), ids=CROWDS)
 def test_names_cover_neither_each_other_nor_dots_and_no_line_crosses_them(runs):
     figure = trade_off(runs, "parameters", "top1", "title", "parameters (M)", "test accuracy (%)")

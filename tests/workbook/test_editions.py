@@ -7,6 +7,7 @@ import subprocess
 import sys
 from base64 import b64encode
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -64,10 +65,18 @@ def test_no_solution_is_handed_out(student, path):
     assert kept == others  # checks and the cells for answers among them
     for cell in added:
         assert "jupyter" not in cell.metadata
-        assert "solution" in next(c for c in ours.cells if c.id == cell.id).metadata.tags
+        [origin] = [c for c in ours.cells if c.id == cell.id.removesuffix("-answer")]
+        assert "solution" in origin.metadata.get("tags", []) or re.search(r"^\*\*\d \(", origin.source, re.M)
     for before, cell in zip(theirs.cells, theirs.cells[1:], strict=False):
         twice = {*before.metadata.get("tags", [])} & {*cell.metadata.get("tags", [])}
         assert "answer" not in twice  # one per question
+
+
+@pytest.mark.parametrize("path", COURSE, ids=lambda path: path.stem)
+def test_every_exercise_has_a_cell_for_the_answer(student, path):
+    cells = nbformat.read(student / path.name, 4).cells
+    asked = [number for number, cell in enumerate(cells) if re.search(r"^\*\*\d+ \(", cell.source, re.M)]
+    assert asked and all("answer" in cells[number + 1].metadata.get("tags", []) for number in asked)
 
 
 def test_every_link_of_the_exercise_sheets_leads_to_a_file(student):
@@ -192,6 +201,17 @@ def test_each_figure_of_a_cell_has_its_own_text_on_its_slide(tmp_path):
     assert main(["slides", "--notebooks", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
     page = BeautifulSoup((tmp_path / "out" / "a.html").read_text(encoding="utf-8"), "html.parser")
     assert [image["alt"] for image in page.find_all("img")] == ["the first", "the second"]
+
+
+def test_what_is_printed_at_length_is_cut_and_no_heading_stands_alone(tmp_path):
+    lines = [f"line {number:02d}." for number in range(60)]
+    cell = new_code_cell("long_print()", outputs=[new_output("stream", text="\n".join(lines))])
+    save(tmp_path / "a.ipynb", new_markdown_cell("# A\n\n## B\n\n### C\n\nwords"), cell)
+    assert main(["slides", "--notebooks", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
+    (first, *others) = sections(tmp_path / "out" / "a.html")[1]
+    assert first.h2 and first.h3 and "words" in first.get_text() and "long_print" in first.get_text()
+    shown = [[line for line in lines if line in slide.get_text()] for slide in others]
+    assert len(shown) > 1 and all(len(part) < 30 for part in shown) and [*chain(*shown)] == lines
 
 
 def test_cells_that_are_marked_are_taken_as_marked(slides):
