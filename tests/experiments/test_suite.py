@@ -11,10 +11,11 @@ import torch
 
 from simpool_lite.experiments.budgets import BUDGETS, SEARCH_SEED
 from simpool_lite.experiments.config import REGIMES
+from simpool_lite.experiments.evidence import judge, recorded_runs
 from simpool_lite.experiments.grid import run
 from simpool_lite.experiments.paper import published
 from simpool_lite.experiments.search import best_rates
-from simpool_lite.experiments.store import Store, recorded_results
+from simpool_lite.experiments.store import Store, open_store, recorded_results
 from simpool_lite.experiments.suite import (
     CIFAR_RATES,
     EXPERIMENTS,
@@ -22,6 +23,7 @@ from simpool_lite.experiments.suite import (
     notebooks,
     table_of_records,
 )
+from simpool_lite.measure.decide import decide, runs_needed
 from simpool_lite.training.probes import Head
 
 NOTEBOOKS = notebooks()
@@ -186,6 +188,11 @@ def test_what_is_said_of_rounding_is_recorded(records):
     assert f"{len(pairs)} networks of `once` that were trained on two machines" in text
     assert f"differ by {difference.std():.2f} points (SD), with a mean of {difference.mean():.2f}." in text
     assert f"spread by {changed.top1[changed.change > 0].std():.1f} points (SD;" in text
+    as_it_is = changed[changed.change == 0]
+    assert as_it_is[(as_it_is.seed == 0) & (as_it_is.cores == 1)].top1.nunique() == 1  # bit for bit
+    by_cores = as_it_is.drop_duplicates(["seed", "cores"]).pivot(index="seed", columns="cores", values="top1")
+    apart = (by_cores[2] - by_cores[1]).abs()
+    assert f"two threads instead of one differ by {apart.min():.1f} to {apart.max():.1f} points" in text
     rows = records[(records.regime == "once") & records.experiment.isin(["init", "exponent", "layernorm"])]
     spread = rows.groupby("variant").top1.std()[rows.groupby("variant").size() == 8]
     assert f"The seeds of one row spread by {spread.min():.1f} to {spread.max():.1f} points" in text
@@ -208,3 +215,14 @@ def test_the_rates_are_the_best_of_the_recorded_search(regime, records):
                 continue
             assert rate == best[backbone][name], name
     assert BUDGETS[regime]["convnet_micro"].learning_rates
+
+
+def test_a_table_made_again_has_the_recorded_verdicts():
+    again = pd.read_csv(recorded_results().parent / "benchmarks" / "init_again.csv")
+    text = " ".join((recorded_results() / "README.md").read_text().split())
+    assert f"trained {len(again)} networks for the table of the start" in text
+    (grid,) = Setting().grids("init", "once")
+    recorded = judge(recorded_runs(grid, open_store(None)), margin=2.0)
+    repeated = decide(again, "SimPool", 2.0)
+    assert repeated.verdict[recorded.index].equals(recorded.verdict)
+    assert runs_needed(again, "SimPool", precision=1.0).half.max() <= 1
