@@ -1,6 +1,6 @@
 """Budgets: how long a small backbone trains in each regime, on which images, and at which learning rates."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 PROFILES = ("smoke", "laptop", "gpu")
 
@@ -33,7 +33,7 @@ class Budget:
 
 OTHER = Budget()  # of a backbone that the reader names
 # Photo-digits has as many images as one asks for. Of a fixed set, the small backbones see each image so often.
-PASSES_OVER_A_FIXED_SET = {"once": 2, "head": 1}
+PASSES_OVER_A_FIXED_SET = {"once": 2, "long": 8, "head": 1}
 
 DIGITS_32 = {"size": 32, "object_size": (13, 22)}
 DIGITS_40 = {"size": 40, "object_size": (17, 28)}  # 5 x 5 positions for vit_micro
@@ -197,4 +197,6 @@ HEAD = {
         batch_size=128,
     ),
 }
-BUDGETS = {"once": ONCE, "head": HEAD}
+LONG_IMAGES = {"num_images": 262144}  # four times as many, each seen once, at the rates of "once"
+LONG = {name: replace(budget, images=budget.images | LONG_IMAGES) for name, budget in ONCE.items()}
+BUDGETS = {"once": ONCE, "long": LONG, "head": HEAD}

@@ -8,7 +8,7 @@ from ..checks import check_bool, check_choice, check_int, check_number, check_op
 
 # Raised when training or evaluation changes meaning, so that old records are not taken for new ones.
 PROTOCOL = 2
-REGIMES = ("head", "once")
+REGIMES = ("head", "once", "long")
 SMALLEST = {"seed": 0, "epochs": 0, "batch_size": 1}
 TEXTS, PATHS = ("backbone", "pool", "dataset", "target"), ("data_root", "start")
 OPTIONS = ("pool_kwargs", "model_options", "data_options", "trunk")
@@ -37,8 +37,8 @@ class RunConfig:
         learning_rate: the maximum of the schedule.
         weight_decay: of AdamW.
         regime: "once" trains a network end to end and tests it on :data:`~simpool_lite.experiments.run.TEST_IMAGES`
-            images; "head" trains the pooling, a BatchNorm without affine and a linear classifier on the features of a
-            frozen trunk.
+            images; "long" does so with four times the training images; "head" trains the pooling, a BatchNorm without
+            affine and a linear classifier on the features of a frozen trunk.
         measured_on: the split that the measurements are of: "test", or "val" for choices.
         trunk: for "head": fields of the configuration whose trained network gives the features.
     """

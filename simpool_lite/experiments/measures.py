@@ -10,7 +10,7 @@ They are kept in the store beside the records, one row per network, step, method
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -58,7 +58,8 @@ def measured(grid: Grid, store: Store, what: str, *, device: str = "auto", progr
     """Measure the networks of a grid; return what was measured, with ``backbone variant seed status`` of each.
 
     What the store has is not measured again. A network that the store has no model of is trained here, one after the
-    other in this process, and gets its record; for "sixths" it always is.
+    other in this process, and gets its record. For "sixths" it always is; then its maps are measured, too, since the
+    network is not kept.
 
     Args:
         grid: of end-to-end runs on photo-digits, or on other images with masks and boxes.
@@ -79,18 +80,21 @@ def measured(grid: Grid, store: Store, what: str, *, device: str = "auto", progr
     check_choice("what", what, WHAT)
     known = store.measures()
     done = set(known.config_hash[known.what == what])
+    mapped = set(known.config_hash[known.what == "maps"])
     runs = {config.hash(): (variant, config) for variant, config in grid.runs()}
     todo = {key: run for key, run in runs.items() if key not in done}
     for variant, config in tqdm(todo.values(), what, unit="network", disable=not (progress and todo)):
-        model, rows = None, []
         if what == "sixths":
-            watch = _Watch(config, rows)
-            train_and_measure(config, device, progress=False, observe=watch)
+            watch = _Watch(config)
+            model = _train(grid, variant, config, store, device, observe=watch)
+            _keep(store, config, what, watch.rows)
         else:
             model = _network(grid, variant, config, store, device)
-            rows += (_of_maps if what == "maps" else _of_backgrounds)(model, load_split(config, config.measured_on))
-        table = pd.DataFrame(rows, columns=[name for name in MEASURE_COLUMNS if name not in ("config_hash", "what")])
-        store.add_measures(table.assign(config_hash=config.hash(), what=what))
+        data = load_split(config, config.measured_on)
+        if what == "backgrounds":
+            _keep(store, config, what, _of_backgrounds(model, data))
+        elif config.hash() not in mapped:
+            _keep(store, config, "maps", _of_maps(model, data))
     known = store.measures()
     table = known[(known.what == what) & known.config_hash.isin(runs)].reset_index(drop=True)
     labels = [(config.backbone, variant, config.seed, "ok") for variant, config in map(runs.get, table.config_hash)]
@@ -173,12 +177,29 @@ def from_bytes(packed: pd.Series) -> np.ndarray:
     return np.stack([np.frombuffer(row, np.uint8) for row in packed]) / 255
 
 
+def _keep(store: Store, config: RunConfig, what: str, rows: list[dict]) -> None:
+    table = pd.DataFrame(rows, columns=[name for name in MEASURE_COLUMNS if name not in ("config_hash", "what")])
+    store.add_measures(table.assign(config_hash=config.hash(), what=what))
+
+
 def _network(grid: Grid, variant: str, config: RunConfig, store: Store, device: str) -> nn.Module:
     if store.has_model(config):
         return load_model(store.model_path(config)).eval().to(resolve_device(device))
-    model, figures, curve = train_and_measure(config, device, progress=False)
-    labels = {"experiment": grid.experiment, "variant": variant, "profile": grid.profile}
-    store.add(make_record(config, figures, **labels, device=resolve_device(device).type), curve)
+    return _train(grid, variant, config, store, device)
+
+
+def _train(
+    grid: Grid,
+    variant: str,
+    config: RunConfig,
+    store: Store,
+    device: str,
+    observe: Callable[[nn.Module], object] | None = None,
+) -> nn.Module:
+    model, figures, curve = train_and_measure(config, device, progress=False, observe=observe)
+    if config.hash() not in set(store.records().config_hash):
+        labels = {"experiment": grid.experiment, "variant": variant, "profile": grid.profile}
+        store.add(make_record(config, figures, **labels, device=resolve_device(device).type), curve)
     return model
 
 
@@ -219,8 +240,8 @@ def _of_maps(model: nn.Module, data: LabelledImages) -> list[dict]:
 class _Watch:
     """Looks at a network at each sixth of its training and keeps rows."""
 
-    def __init__(self, config: RunConfig, rows: list[dict]) -> None:
-        self.data, self.rows, self.step = load_split(config, "val", CURVE_IMAGES), rows, 0
+    def __init__(self, config: RunConfig) -> None:
+        self.data, self.rows, self.step = load_split(config, "val", CURVE_IMAGES), [], 0
 
     def __call__(self, model: nn.Module) -> None:
         self.step += 1

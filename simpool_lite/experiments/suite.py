@@ -115,7 +115,12 @@ UNIVERSAL = {name: METHODS[name] for name in ("GAP", "max", "GeM", "SimPool")}
 CONDITIONS = {
     "default": {},
     "small digit": {"images": {"object_size": (9, 13)}},
+    "large digit": {"images": {"object_size": (20, 24)}},
+    "no fragments": {"images": {"distractors": 0}},
+    "eight fragments": {"images": {"distractors": 8}},
+    "photo": {"changes": {"target": "photo"}},
 }
+THREE_DIGITS = {"size": 48, "object_size": (13, 16)}  # of a size that the trunk knows
 LEFT_OF_TABLE_10 = {"table": "10", "setting": ("gamma 2", "gamma 2, layers or iterations uncertain")}
 SUBSETS = ["".join(letters) for size in range(4) for letters in combinations("qkv", size)]
 
@@ -128,6 +133,7 @@ def _ablated(**pool_kwargs: object) -> dict:
     return {"pool": "ablated_simpool", "pool_kwargs": pool_kwargs}
 
 
+CIFAR = {"dataset": "folder", "data_root": "cifar10-jpeg", "data_options": {"image_size": 32}}
 ON_CIFAR = UNIVERSAL | {
     "gamma 2": _simpool(gamma=2.0),
     "LN none": _ablated(norm=""),
@@ -153,7 +159,7 @@ EXPERIMENTS = (
         variants=CLS | {name: METHODS[name] for name in ("GAP", "SimPool")},
         smoke=("CLS", "GAP", "SimPool"),
         keep_models=TRUNK_SEEDS,
-        regimes=("once",),
+        regimes=("once", "long"),
     ),
     Experiment(
         name="headline",
@@ -163,7 +169,7 @@ EXPERIMENTS = (
         variants={name: METHODS[name] for name in ("GAP", "GeM", "SimPool")} | {"gamma 2": _simpool(gamma=2.0)},
         smoke=("GAP", "SimPool"),
         keep_models=TRUNK_SEEDS,
-        regimes=("once",),
+        regimes=("once", "long"),
     ),
     Experiment(
         name="background",
@@ -227,7 +233,17 @@ EXPERIMENTS = (
         variants={name: fields | {"learning_rate": CIFAR_RATES[name]} for name, fields in ON_CIFAR.items()},
         smoke=("GAP", "SimPool"),
         trunks=("GAP", "SimPool"),
-        data={"dataset": "folder", "data_root": "cifar10-jpeg", "data_options": {"image_size": 32}},
+        data=CIFAR,
+    ),
+    Experiment(
+        name="cifar10",
+        notebook="04",
+        question="whether networks that learn CIFAR-10, each with its own pooling, differ",
+        kind="convnet",
+        variants=ON_CIFAR,
+        smoke=("GAP", "SimPool"),
+        data=CIFAR,
+        regimes=("once",),
     ),
     Experiment(
         name="init",
@@ -257,7 +273,7 @@ EXPERIMENTS = (
         variants=STARTS,
         smoke=("SimPool", "U0 learned"),
         trunks=("GAP",),
-        images={"size": 48, "object_size": (13, 16)},  # three digits of a size that the trunk knows
+        images=THREE_DIGITS,
         changes={"target": "odd"},
     ),
     Experiment(
@@ -398,6 +414,29 @@ EXPERIMENTS = (
         changes={"target": "photo"},
         baseline="GAP",
     ),
+    Experiment(
+        name="probing-odd",
+        notebook="14",
+        question="which attentive probe gets most out of frozen features if the odd one of three digits is the answer",
+        kind="convnet",
+        variants=PROBES | {"CLIP": {"pool": "clip", "pool_kwargs": {"feat_size": 12}}},
+        smoke=("GAP", "SimPool", "EP"),
+        trunks=("GAP",),
+        images=THREE_DIGITS,
+        changes={"target": "odd"},
+        baseline="GAP",
+    ),
+    Experiment(
+        name="probing-cifar10",
+        notebook="14",
+        question="which attentive probe gets most out of the features of a network that learned CIFAR-10",
+        kind="convnet",
+        variants=PROBES,
+        smoke=("GAP", "SimPool", "EP"),
+        trunks=("GAP",),
+        data=CIFAR,
+        baseline="GAP",
+    ),
 )
 
 
@@ -492,7 +531,7 @@ class Setting:
         }
         keep_models = part.keep_models if regime == "once" else 0
         grid = Grid(part.name, base, variants, seeds, self.profile, keep_models, part.baseline)
-        if regime == "once":
+        if regime != "head":
             return [grid]
         return [replace(grid, trunk=trunk) for trunk in self._trunks(backbone, part)[: 1 if smoke else None]]
 
@@ -542,14 +581,14 @@ def run_experiment(
     Args:
         setting: of the notebook.
         name: of the experiment.
-        regime: "head" or "once".
+        regime: "head", "once" or "long".
         store: a folder that gets what it lacks; left out, the recorded runs are shown as they are, if they are of this
             setting.
         precision, device: of :func:`~simpool_lite.experiments.grid.run`; a precision adds to the recorded runs, too.
 
     Returns:
-        One table per trunk ("GAP trunk", ...) in the regime "head", per backbone ("convnet_micro", ...) in the regime
-        "once".
+        One table per trunk ("GAP trunk", ...) in the regime "head", per backbone ("convnet_micro", ...) in the regimes
+        "once" and "long".
     """
     results, found = open_store(store), {}
     as_recorded = setting.recorded and store is None and precision is None

@@ -107,6 +107,17 @@ def test_what_is_measured_is_not_measured_again(grid, filled, monkeypatch):
         pd.testing.assert_frame_equal(measured(grid, folder, what, progress=False), table)
 
 
+def test_a_network_that_was_watched_is_trained_once(grid, tmp_path, monkeypatch):
+    """Its record and the measures of its maps are there, the same as of one that was not watched."""
+    watched, other = Store(tmp_path / "watched"), Store(tmp_path / "other")
+    measured(grid, watched, "sixths", device="cpu", progress=False)
+    expected = measured(grid, other, "maps", device="cpu", progress=False)
+    monkeypatch.setattr(measures, "train_and_measure", None)
+    pd.testing.assert_frame_equal(measured(grid, watched, "maps", progress=False), expected)
+    by_hash = [store.records().set_index("config_hash").top1.to_dict() for store in (watched, other)]
+    assert by_hash[0] == by_hash[1] and len(by_hash[0]) == 2
+
+
 def test_watching_changes_nothing(grid, filled):
     """The network that was watched while it learned ends where the one that was not ends."""
     folder, tables = filled
