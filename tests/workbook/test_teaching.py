@@ -105,7 +105,7 @@ def test_the_first_use_of_a_word_leads_to_the_glossary(path):
 
 
 def test_what_is_a_first_use():
-    text = "# Points\n\nA point of view, `5 points`, $a$ [5 points](10.ipynb). By 2\npoints; [5 points](glossary.md#point)"
+    text = "# Points\n\nA point, `5 points`, $a$ [5 points](10.ipynb). By 2\npoints; [5 points](glossary.md#point)"
     start, end, linked = first_uses(text)["point"]
     assert text[start - 5 : end] == "By 2\npoints" and not linked
     assert first_uses("The Fragments, [GAP](glossary.md#gap).") == {"fragment": (4, 13, False), "gap": (16, 19, True)}
