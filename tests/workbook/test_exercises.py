@@ -2,7 +2,10 @@
 
 import re
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
 
 nbformat = pytest.importorskip("nbformat")
 
@@ -39,6 +42,29 @@ def test_nonsense_is_an_answer_and_no_error(answer, capsys):
     for page, number in ALL:
         check(f"{page}.{number}", answer)
         assert "not yet" in said(capsys)
+
+
+TRUTHS = [True, False, np.True_, torch.tensor(True), (True, True), (True, 1.0), [1, [False]], {"a": True}]
+TRUTHS += [torch.ones(2, 4, 1) > 0, np.ones(3) > 0, pd.Series({"a": True}), pd.Series({"a": True}, dtype="boolean")]
+TRUTHS += [pd.Series({"a": True, "b": 2}, dtype=object), {True, 2}]
+
+
+@pytest.mark.parametrize("answer", TRUTHS, ids=repr)
+def test_a_truth_value_is_no_number(answer, capsys):
+    """True == 1, and 1 is the answer of 08.2; not even a check that takes any number takes it."""
+    for page, number in ALL:
+        check(f"{page}.{number}", answer)
+        assert said(capsys).startswith(f"{page}.{number}: not yet. True and False are no answer here")
+    exercise = Exercise(form="a number", right=lambda answer: True, hint="Look again.", wrong=())
+    assert exercise.complaint(answer) and exercise.complaint(1) == ""
+
+
+def test_a_truth_value_in_place_of_one_number_is_wrong(capsys):
+    """Answers by name are right but for one value: 03.1 has two ones among its three numbers."""
+    check("03.1", {"release": 8, "paper": 1, "timm": 1})
+    assert "right, well done" in said(capsys)
+    check("03.1", {"release": 8, "paper": 1, "timm": True})
+    assert "not yet" in said(capsys)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -18,6 +18,47 @@ FOLDER = repository_root() / "notebooks"
 COURSE = sorted(FOLDER.glob("*.ipynb"))
 DOCUMENTS = [*sorted(FOLDER.glob("*.md")), *(FOLDER.parent / name for name in ("README.md", "docs/teaching.md"))]
 ANCHORS = set(re.findall(r'<a id="([a-z-]+)"></a>', (FOLDER / "glossary.md").read_text(encoding="utf-8")))
+# The forms in which a page may use a word first, as patterns; a capital may begin them. Of words that are also plain
+# English (point, run, different, difference, map) only those that have the glossary's meaning by what stands beside.
+FORMS = {
+    "ablation": "ablations?",
+    "accuracy": "accurac(y|ies)",
+    "attention-map": "attention maps?|(?<!feature )(?<!affine )(?<!linear )(?<!activation )maps?",
+    "average-precision": "average precision|AP",
+    "backbone": "backbones?",
+    "baseline": "baselines?",
+    "class-activation-map": "class activation maps?|CAMs?",
+    "cls": "CLS",
+    "collapse": "collaps(e|es|ed)",
+    "corloc": "CorLoc",
+    "difference": "paired differences?|differences?(?= (of|between) (the |two )?means)",
+    "different": r"(?<=\*)different(?=\*)",
+    "effective-number-of-positions": "effective number of positions",
+    "equivalence-margin": "(equivalence )?margins?",
+    "equivalent": "equivalent",
+    "fragment": "fragments?",
+    "gap": "GAP",
+    "head": "heads?",
+    "interval": "intervals?",
+    "k-nn": "k-NN",
+    "mass-on-the-object": "mass( on the object)?",
+    "maxboxaccv": "MaxBoxAccV2",
+    "not-decided": "not decided",
+    "object-position": "object positions?",
+    "point": r"(?<=\d )points?|(?<=a )point",
+    "pooled-vector": "pooled vectors?",
+    "position": "(?<!class )tokens?|(?<!object )(?<!number of )positions?",
+    "probing": "prob(ing|es?)",
+    "query-key-value": "quer(y|ies)|keys?",
+    "run": "(?<=recorded )runs|(?<=the )runs?|(?<=two )runs|(?<=five )runs|(?<=one )run",
+    "seed": "seeds?",
+    "trunk": "trunks?",
+    "variant": "variants?",
+    "verdict": "verdicts?",
+}
+NO_PROSE = re.compile(
+    r"^```.*?^```|^#{1,6} [^\n]*$|`[^`]+`|\$\$.*?\$\$|\$[^$]+\$|!\[[^\]]*\]\([^)]*\)|</?[a-z][^>]*>", re.M | re.S
+)
 MOST_MINUTES, MOST_CELLS = 45, 100  # of a page, exercises and their answers apart
 
 
@@ -32,6 +73,47 @@ def test_links_and_words_lead_somewhere(path):
         assert not file or (FOLDER / file).exists(), target
         if file == "glossary.md" and anchor:
             assert anchor in ANCHORS, target
+
+
+def first_uses(text: str) -> dict[str, tuple[int, int, bool]]:
+    """Where prose uses a word of the glossary first: start, end, and whether a link to the word is there or before."""
+    text = NO_PROSE.sub(lambda match: re.sub(".", "\0", match[0], flags=re.S), text).replace("\n", " ")
+    links = []
+
+    def without_target(match: re.Match) -> str:
+        words, target = match[1], match[2]
+        if target.startswith("glossary.md#"):
+            links.append((target.partition("#")[2], match.start(1)))
+            return f"\0{words}".ljust(len(match[0]), "\0")
+        return "\0" * len(match[0])  # a link that goes elsewhere
+
+    text = re.sub(r"\[([^\]]*)\]\(([^)\s]*)\)", without_target, text)
+    uses = {}
+    for word, forms in FORMS.items():
+        either = re.sub(r"(?<![\\\w(])([a-z])(?=[a-z]{2})", lambda m: f"[{m[1].upper()}{m[1]}]", forms)
+        if match := re.search(rf"(?<![\w-])({either})(?![\w-])", text):
+            linked = any(word == target and start <= match.start() for target, start in links)
+            uses[word] = (match.start(), match.end(), linked)
+    return uses
+
+
+@pytest.mark.parametrize("path", COURSE, ids=lambda path: path.stem)
+def test_the_first_use_of_a_word_leads_to_the_glossary(path):
+    text = prose(path)
+    missing = {word: text[max(0, a - 60) : b + 30] for word, (a, b, linked) in first_uses(text).items() if not linked}
+    assert not missing
+
+
+def test_what_is_a_first_use():
+    text = "# Points\n\nA point, `5 points`, $a$ [5 points](10.ipynb). By 2\npoints; [5 points](glossary.md#point)"
+    start, end, linked = first_uses(text)["point"]
+    assert text[start - 5 : end] == "By 2\npoints" and not linked
+    assert first_uses("The Fragments, [GAP](glossary.md#gap).") == {"fragment": (4, 13, False), "gap": (16, 19, True)}
+    assert first_uses("Two feature maps run by different heads.").keys() == {"head"}
+
+
+def test_every_word_of_the_glossary_has_its_forms():
+    assert FORMS.keys() == ANCHORS
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

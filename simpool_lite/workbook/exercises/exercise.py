@@ -27,6 +27,8 @@ class Exercise:
     def complaint(self, answer: object) -> str:
         """What to say about an answer that is wrong; "" for a right one."""
         try:
+            if _holds_bool(answer):  # Python and torch would take them for 1 and 0
+                return f"True and False are no answer here: put {self.form}. {self.hint}"
             with torch.no_grad():
                 return "" if self.right(answer) else self.hint
         except Exception as error:  # the answer may be anything, and may do anything when it is called
@@ -34,6 +36,15 @@ class Exercise:
             return (
                 f"It could not be used as {self.form} ({type(error).__name__}: {said[0] if said else ''}). {self.hint}"
             )
+
+
+def _holds_bool(answer: Any) -> bool:
+    """Whether an answer is a truth value, of Python, numpy, pandas or torch, or has one among its parts."""
+    if hasattr(answer, "items"):  # a dictionary or a Series
+        answer = [value for _, value in answer.items()]
+    if isinstance(answer, list | tuple | set | frozenset):
+        return any(map(_holds_bool, answer))
+    return isinstance(answer, bool) or str(getattr(answer, "dtype", "")).rpartition(".")[2] in ("bool", "boolean")
 
 
 def near(answer: Any, value: Any, tolerance: float = 1e-4) -> bool:
