@@ -37,6 +37,22 @@ def test_the_ten_lines_run():
     assert names["image"].shape == (3, 48, 48) and isinstance(names["label"], int)
 
 
+def test_where_networks_look():
+    text, mass = " ".join(README.split()), {}
+    for regime in ("once", "long"):
+        measures = pd.read_parquet(recorded_results() / "measures" / f"headline-{regime}.parquet")
+        runs = pd.read_parquet(recorded_results() / f"headline-{regime}.parquet")
+        runs = runs[runs.backbone == "vit_micro"]
+        maps = measures[(measures.what == "maps") & (measures.measure == "mass")]
+        maps = maps[maps.config_hash.isin(runs.config_hash)]
+        mass[regime] = maps.groupby("method").value.mean().round().astype(int)
+    top1 = runs.groupby("variant").top1.mean().round().astype(int)  # of "long"
+    once, long = mass["once"], mass["long"]
+    assert f"has {once['SimPool']} % of its mass on the object, and the class token's {once['CLS']} %" in text
+    assert f"it is {long['SimPool']} and {long['CLS']} %" in text
+    assert f"the networks name {top1['SimPool']} and {top1['CLS']} % of the objects" in text
+
+
 def test_the_picture_is_the_notebooks():
     notebook = nbformat.read(ROOT / "notebooks" / "00-start-here.ipynb", 4)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
