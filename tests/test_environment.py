@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -38,6 +39,7 @@ def read_pins(lines) -> dict[str, Version]:
 
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
 REQUIREMENTS = [
     Requirement(line) for line in chain(PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
 ]
@@ -106,6 +108,42 @@ def test_environment_yml_repeats_the_pins():
     pins = read_pins(line for line in from_pip["pip"] if not line.startswith("-"))
     assert set(pins) >= HEADLINE
     assert pins == {name: PINS[name] for name in pins}
+
+
+def test_binder_installs_the_set_for_readers():
+    """Its files say the same as environment.yml and pyproject.toml: the Python, the pins, the repository itself."""
+    lines = (ROOT / ".binder" / "requirements.txt").read_text().splitlines()
+    asked = [line for line in lines if not line.startswith("#")]
+    index, pins, package = asked
+    assert index.startswith("--extra-index-url https://")
+    assert pins == "-c ../constraints.txt" and (ROOT / ".binder" / pins.split()[1]).is_file()
+    assert package == "-e .[notebooks-cpu]"  # editable: the notebooks read the repository's data
+    [python] = [line for line in yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"] if "=" in line]
+    assert (ROOT / ".binder" / "runtime.txt").read_text().strip() == python.replace("=", "-")
+    after = ROOT / ".binder" / "postBuild"
+    assert os.access(after, os.X_OK) and subprocess.run(["/bin/sh", "-n", str(after)]).returncode == 0
+
+
+def test_the_set_for_readers_is_a_part_of_the_whole():
+    extras = {name: {str(Requirement(line)) for line in lines} for name, lines in EXTRAS.items()}
+    assert extras["notebooks-cpu"] < extras["notebooks"]
+    assert extras["weights"] < extras["notebooks"]
+
+
+def test_the_set_for_readers_is_enough():
+    """What the notebooks import at the top, the repository and Python itself apart, comes with the set."""
+    there = {
+        canonicalize_name(Requirement(line).name) for line in chain(PROJECT["dependencies"], EXTRAS["notebooks-cpu"])
+    }
+    distributions, missing = importlib.metadata.packages_distributions(), {}
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+        for name in re.findall(r"^(?:import|from) (\w+)", source, re.M):
+            packages = {canonicalize_name(package) for package in distributions.get(name, [])}
+            if packages and not packages & (there | {"simpool-lite", "ipython"}):  # IPython comes with ipykernel
+                missing.setdefault(path.stem, set()).add(name)
+    assert missing == {}
 
 
 @pytest.fixture(scope="module")

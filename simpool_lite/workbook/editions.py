@@ -21,9 +21,10 @@ from .notebooks import WorkbookError, check_output, clean, for_commit, read, sel
 from .report import TEMPLATES, PageExporter, local_file, localise, page_name, style, with_alternative_text
 
 ANSWER = "# Your answer"
-# What the notebooks say above their exercises, and what is true of a sheet without solutions.
+# What the notebooks say above their exercises, and what is true of a sheet and of slides without solutions.
 _WITH_SOLUTIONS = "Solutions are in the folded cells below each question."
 _WITHOUT = "Write your answers into the cells below each question."
+_ON_SLIDES = "The notebook has a cell for each answer."
 _ASKS = re.compile(r"^\*\*\d+ \(", re.M)  # **4 (an afternoon).** begins an exercise
 
 # The first cell of a sheet that is opened in Colab, where torch is installed and the repository is not.
@@ -228,7 +229,7 @@ def _parts(node: NotebookNode) -> Iterator[NotebookNode]:
     for cell in node.cells:
         tags = {*cell.metadata.get("tags", [])}
         if cell.cell_type == "markdown" and "solution" not in tags:
-            for number, source in enumerate(_paragraphs(cell.source)):
+            for number, source in enumerate(_paragraphs(cell.source.replace(_WITH_SOLUTIONS, _ON_SLIDES))):
                 part = copy.deepcopy(cell)
                 part.id, part.source = f"{cell.id[:56]}-{number}", source
                 in_section = in_section or source.startswith("## ")

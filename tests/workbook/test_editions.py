@@ -194,6 +194,14 @@ def test_figures_and_tables_come_without_their_code(slides):
         assert left_out not in page
 
 
+def test_slides_promise_no_solutions(tmp_path):
+    said = "Solutions are in the folded cells below each question.\n`check` gives a hint."
+    save(tmp_path / "a.ipynb", new_markdown_cell(f"# A\n\n## Exercises\n\n{said}"), code("solution", "solution"))
+    assert main(["slides", "--notebooks", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "a.html").read_text(encoding="utf-8")
+    assert "Solutions" not in page and "gives a hint" in page
+
+
 def test_each_figure_of_a_cell_has_its_own_text_on_its_slide(tmp_path):
     pair = new_code_cell("plot()", metadata={"alt": ["the first", "the second"]})
     pair.outputs = [new_output("display_data", {"image/png": PNG}) for _ in range(2)]
@@ -260,16 +268,18 @@ def test_reveal_makes_the_slides(slides, tmp_path):
 def test_a_slide_that_is_too_high_or_too_wide_is_made_smaller(tmp_path):
     long = "<table>" + 40 * "<tr><td>cell</td></tr>" + "</table>"
     wide = "<table><tr>" + 40 * "<td>some_long_name</td>" + "</tr></table>"
+    words = f"| a | {20 * 'word '} |\n"  # in a column as on a page of the report each row would have three lines
     cells = [new_markdown_cell("# A"), new_markdown_cell("## 1. Fits"), code("1", text_html="<table><tr></tr></table>")]
     cells += [new_markdown_cell("## 2. High"), code("1", text_html=long), new_markdown_cell("## 3. Wide")]
-    save(tmp_path / "a.ipynb", *cells, code("1", text_html=wide))
+    cells += [code("1", text_html=wide), new_markdown_cell("## 4. Words\n\n| a | b |\n|---|---|\n" + 12 * words)]
+    save(tmp_path / "a.ipynb", *cells)
     assert main(["slides", "--notebooks", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
     address, shrunk = (tmp_path / "out" / "a.html").as_uri(), []
-    for place in ("/1", "/2/1", "/3"):  # the table of section 2 has a slide of its own
+    for place in ("/1", "/2/1", "/3", "/4"):  # the table of section 2 has a slide of its own
         page = BeautifulSoup(in_chromium(tmp_path, "--dump-dom", f"{address}#{place}"), "html.parser")
         [slide] = page.select("section.present section.present")
         shrunk.append("zoom" in slide.get("style", ""))
-    assert shrunk == [False, True, True]
+    assert shrunk == [False, True, True, False]
 
 
 def test_small_pictures_share_a_slide_and_large_ones_do_not():
@@ -302,14 +312,17 @@ def test_the_printed_page_has_no_navigation_and_wraps_its_code(tmp_path):
     script = (
         "const s = (q, p) => getComputedStyle(document.querySelector(q))[p];"
         "document.title = [s('.bar', 'display'), s('.contents', 'display'), s('pre', 'whiteSpace'),"
-        "s('.picture', 'breakInside'), s('table', 'breakInside'), s('html', 'colorScheme')].join('|')"
+        "s('.picture', 'breakInside'), s('table', 'breakInside'), s('.input', 'breakInside'), s('html', 'colorScheme'),"
+        "s('#open', 'display'), s('#folded', 'display')].join('|')"
     )
     body = (
         '<header class="bar"></header><nav class="contents"></nav><pre></pre><div class="picture"></div><table></table>'
     )
+    body += '<div class="input"></div><div class="tag-solution" id="open"><details open></details>right</div>'
+    body += '<div class="tag-solution" id="folded"><details></details>right</div>'
     (tmp_path / "page.html").write_text(f"<style>{sheet}</style><body class='page'>{body}<script>{script}</script>")
     page = in_chromium(tmp_path, "--dump-dom", (tmp_path / "page.html").as_uri())
-    assert "<title>none|none|pre-wrap|avoid|avoid|light</title>" in page
+    assert "<title>none|none|pre-wrap|avoid|avoid|avoid|light|block|none</title>" in page
 
 
 def test_reading_minutes_are_words_and_lines():
