@@ -29,7 +29,7 @@ FORMS = {
     "baseline": "baselines?",
     "class-activation-map": "class activation maps?|CAMs?",
     "cls": "CLS",
-    "collapse": "collaps(e|es|ed)",
+    "collapse": "collapse[sd]?",
     "corloc": "CorLoc",
     "difference": "paired differences?|differences?(?= (of|between) (the |two )?means)",
     "different": r"(?<=\*)different(?=\*)",
