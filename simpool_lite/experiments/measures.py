@@ -43,7 +43,7 @@ OVERLAPS = (0.3, 0.5, 0.7)
 KINDS = {  # by what the network pools with: the name of each method, its kind of map
     "cls": {"CLS": "cls", "CLS rollout": "rollout", "CLS + Grad-CAM": "gradcam"},
     "gap": {"GAP + CAM": "cam", "GAP + Grad-CAM": "gradcam"},
-    "gem": {"GeM + Grad-CAM": "gradcam"},
+    "gem": {"GeM + CAM": "cam", "GeM + Grad-CAM": "gradcam"},
     "simpool": {"SimPool": "pool", "SimPool + Grad-CAM": "gradcam"},
 }
 BASELINES = {

@@ -172,6 +172,16 @@ EXPERIMENTS = (
         regimes=("once", "long"),
     ),
     Experiment(
+        name="further-maps",
+        notebook="10",
+        question="where transformers look that are trained with GeM, or with SimPool and its exponent for them",
+        kind="transformer",
+        variants={"GeM": METHODS["GeM"], "gamma 1.25": _simpool(gamma=1.25)},
+        smoke=("GeM", "gamma 1.25"),
+        baseline="GeM",
+        regimes=("once",),
+    ),
+    Experiment(
         name="background",
         notebook="11",
         question="what a ConvNet's accuracy owes to a background that gives the digit away",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..checks import check_choice
 from ..models.pooled import ClassTokenMixin, PooledMixin
+from ..pooling.simple import GeM
 
 OPTIONS = {"pool": (), "cls": ("block", "each_head"), "rollout": (), "cam": ("target",), "gradcam": ("target",)}
 KINDS = tuple(OPTIONS)
@@ -39,10 +40,11 @@ def attention_maps(
     - "cls" leaves out what the token gives to itself and to registers (Caron et al. 2021, Figure 1).
     - "rollout" (Abnar & Zuidema 2020, section 3) is read where the network pools: the class token's row, or the mean of
       the patches' rows, weighted by the pooling's own attention; one map for each of its maps.
-    - "cam" (Zhou et al. 2016, equation 2) exists where the logits are a linear layer of the average over positions:
-      its mean over the positions is the logit without the bias.
+    - "cam" (Zhou et al. 2016, equation 2) exists where the logits are a linear layer of the average over positions, or
+      of GeM's mean z, whose parts z_d x_id^gamma / mean_i(x_id^gamma) are in the place of x_id. Its mean over the
+      positions is the logit without the bias.
     - "gradcam" (Selvaraju et al. 2017, equations 1 and 2) is the package grad-cam's, at the trunk's output, and where
-      a class token is pooled at the input of the last block. For a network with a "cam" it is ReLU(CAM) divided by the
+      a class token is pooled at the input of the last block. For a network that averages it is ReLU(CAM) divided by the
       number of positions.
 
     All but "pool" at the model's own size work on a copy, in evaluation mode: neither the model nor its gradients
@@ -132,14 +134,23 @@ def _rollout(model: nn.Module, images: Tensor) -> Tensor:
 def _cam(model: nn.Module, images: Tensor, target: int | Tensor | None) -> Tensor:
     output = model.forward_features(images)
     logits, classifier = model.forward_head(output), model.get_classifier()
-    features = _feature_map(model, output, images)
-    if isinstance(classifier, nn.Linear) and classifier.in_features == features.shape[1]:
-        expected, bias = classifier(features.mean((2, 3))), 0 if classifier.bias is None else classifier.bias
+    parts = _averaged(model, _feature_map(model, output, images))
+    if isinstance(classifier, nn.Linear) and classifier.in_features == parts.shape[1]:
+        expected, bias = classifier(parts.mean((2, 3))), 0 if classifier.bias is None else classifier.bias
         tolerance = math.sqrt(torch.finfo(logits.dtype).eps) * (expected - bias).abs().max()
         if ((logits - expected).abs() <= tolerance).all():  # whatever the head is made of
-            return torch.einsum("bdhw,bd->bhw", features, classifier.weight[_classes(logits, target)])[:, None]
+            return torch.einsum("bdhw,bd->bhw", parts, classifier.weight[_classes(logits, target)])[:, None]
     reason = "its logits are no linear layer of the average over positions; 'gradcam' does not need them to be"
     raise _absent("cam", model, reason)
+
+
+def _averaged(model: nn.Module, features: Tensor) -> Tensor:
+    """What has the pooled vector as its average over positions: the features, or GeM's parts of them."""
+    if not isinstance(gem := getattr(model, "pooling", None), GeM):
+        return features
+    powers = features.clamp_min(gem.EPS) ** gem.gamma
+    mean = powers.mean((2, 3), keepdim=True)
+    return powers / mean * mean ** (1 / gem.gamma)
 
 
 def _gradcam(model: nn.Module, images: Tensor, target: int | Tensor | None) -> Tensor:

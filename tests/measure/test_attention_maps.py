@@ -146,6 +146,24 @@ def test_cam_weighs_the_features_position_by_position():
     torch.testing.assert_close(attention_maps(model, images(), "cam", target=4)[:, 0], by_position)
 
 
+@pytest.mark.parametrize("backbone", ["convnet_micro", "vit_micro"])
+def test_cam_of_gem_shares_its_mean_out(backbone):
+    """To each position its part of the power mean, channel by channel; all parts together are the logit."""
+    model, x = micro(backbone, "gem"), images()
+    maps = attention_maps(model, x, "cam", target=3)[:, 0]
+    with torch.no_grad():
+        features, logits, gamma = model.forward_features(x), model(x), model.pooling.gamma
+    if features.ndim == 3:
+        features = features[:, -maps[0].numel() :].mT.unflatten(2, maps.shape[1:])
+    torch.testing.assert_close(maps.mean((1, 2)), (logits[:, 3] - model.get_classifier().bias[3]).detach())
+    for n, i, j in ((0, 0, 0), (1, 2, 1)):
+        value = 0.0
+        for d, weight in enumerate(model.get_classifier().weight[3].tolist()):
+            powers = features[n, d].clamp_min(1e-6).double() ** gamma.item()
+            value += weight * (powers.mean() ** (1 / gamma.item()) * powers[i, j] / powers.mean()).item()
+        assert maps[n, i, j].item() == pytest.approx(value, rel=1e-4, abs=1e-6)
+
+
 @pytest.mark.parametrize("name", GAP_MODELS)
 def test_gradcam_of_an_average_and_a_linear_layer_is_the_rectified_cam(name):
     model, x = GAP_MODELS[name](), images()
