@@ -14,7 +14,7 @@ import pandas as pd
 from ..checks import check_choice, check_int
 from ..datasets import DATASETS
 from ..models.create import check_backbone
-from .budgets import BUDGETS, GPU_IMAGES, OTHER, PASSES_OVER_A_FIXED_SET, PROFILES, SMOKE_IMAGES, SMOKE_SEEDS
+from .budgets import BUDGETS, GPU_IMAGES, ONCE, OTHER, PASSES_OVER_A_FIXED_SET, PROFILES, SMOKE_IMAGES, SMOKE_SEEDS
 from .config import REGIMES
 from .evidence import PLANNED_SEEDS, recorded_runs
 from .grid import TRUNK_SEEDS, Grid, run
@@ -148,6 +148,7 @@ CIFAR_RATES = {  # the best on "val" on average over both trunks
     "LN none": 0.01,
     "U0 learned": 0.04,
 }
+DEPTHS = {"CLS": range(1, 7), "GAP": range(1, 5), "SimPool": range(1, 5)}  # in blocks, as in the paper's Table 9
 STARTS = {"SimPool": {}} | {f"U0 {start}": _ablated(init=start) for start in ("max", "energy", "learned", "random")}
 
 EXPERIMENTS = (
@@ -170,6 +171,22 @@ EXPERIMENTS = (
         smoke=("GAP", "SimPool"),
         keep_models=TRUNK_SEEDS,
         regimes=("once", "long"),
+    ),
+    Experiment(
+        name="depth",
+        notebook="00",
+        question="how many blocks of a transformer another pooling is worth",
+        kind="transformer",
+        variants={
+            f"{name}, {depth} block{'s' * (depth > 1)}": (METHODS | CLS)[name]
+            | {"learning_rate": ONCE["vit_micro"].learning_rates[name], "model_options": {"depth": depth}}
+            for name, depths in DEPTHS.items()
+            for depth in depths
+        },
+        smoke=("CLS, 1 block", "SimPool, 1 block"),
+        baseline="SimPool, 2 blocks",
+        paper={"table": "9"},
+        regimes=("once",),
     ),
     Experiment(
         name="further-maps",
@@ -256,6 +273,17 @@ EXPERIMENTS = (
         regimes=("once",),
     ),
     Experiment(
+        name="cifar10",
+        notebook="04",
+        question="the same of transformers: heads on their frozen patches, and whole networks",
+        kind="transformer",
+        variants=ON_CIFAR,
+        smoke=("GAP", "SimPool"),
+        trunks=("GAP", "SimPool"),
+        data=CIFAR,
+        regimes=("head", "once"),
+    ),
+    Experiment(
         name="init",
         notebook="05",
         question="where the query starts",
@@ -263,6 +291,15 @@ EXPERIMENTS = (
         variants=STARTS,
         smoke=("SimPool", "U0 learned"),
         paper=LEFT_OF_TABLE_10,
+        regimes=("head", "once"),
+    ),
+    Experiment(
+        name="init-transformer",
+        notebook="05",
+        question="where the query starts on the patches of a transformer, and in it",
+        kind="transformer",
+        variants=STARTS,
+        smoke=("SimPool", "U0 learned"),
         regimes=("head", "once"),
     ),
     Experiment(
