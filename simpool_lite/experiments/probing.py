@@ -25,6 +25,7 @@ def probe_backbone(
     dataset: str = "folder",
     data_root: str | None = None,
     target: str | None = None,
+    data_options: dict | None = None,
     pretrained: bool | str = True,
     epochs: int = 6,
     batch_size: int = 128,
@@ -46,6 +47,7 @@ def probe_backbone(
         dataset: of :func:`~simpool_lite.load_data`.
         data_root: folder of the images.
         target: of photo-digits.
+        data_options: further arguments of :func:`~simpool_lite.load_data`, such as image_size of photographs.
         pretrained: True for timm's weights, "efficientnet-lite0" for those of its package (backbone
             tf_efficientnet_lite0); False probes the untrained network.
         epochs: passes over the training features.
@@ -72,7 +74,7 @@ def probe_backbone(
         check_number("precision", precision, above_zero=True)
     Spending(budget), resolve_device(device)
     base = {"backbone": backbone, "dataset": dataset, "data_root": data_root, "target": target, "regime": "head"}
-    base |= {"epochs": epochs, "batch_size": batch_size}
+    base |= {"epochs": epochs, "batch_size": batch_size, "data_options": data_options or {}}
     trunk = {"backbone": backbone, "pool": BASELINE, "pretrained": pretrained, "epochs": 0}
     how = {"device": device, "workers": 1, "progress": progress}  # one worker: the first fills the cache of features
     tried = {f"{name} {rate:g}": {"pool": name, "learning_rate": rate} for name in names for rate in RATES}
