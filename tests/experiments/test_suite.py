@@ -12,7 +12,7 @@ import torch
 from simpool_lite.experiments.budgets import BUDGETS, SEARCH_SEED
 from simpool_lite.experiments.config import REGIMES
 from simpool_lite.experiments.evidence import judge, recorded_runs
-from simpool_lite.experiments.grid import run
+from simpool_lite.experiments.grid import TRUNK_SEEDS, run
 from simpool_lite.experiments.paper import published
 from simpool_lite.experiments.search import best_rates
 from simpool_lite.experiments.store import Store, open_store, recorded_results
@@ -233,3 +233,15 @@ def test_a_table_made_again_has_the_recorded_verdicts():
     repeated = decide(again, "SimPool", 2.0)
     assert repeated.verdict[recorded.index].equals(recorded.verdict)
     assert runs_needed(again, "SimPool", precision=1.0).half.max() <= 1
+
+
+@pytest.mark.parametrize(("trunk", "heads"), [("GAP", 64), ("GeM", 94)])
+def test_heads_made_again_have_the_recorded_verdicts(trunk, heads):
+    again = pd.read_csv(recorded_results().parent / "benchmarks" / "init_again_head.csv")
+    again = again[again.trunk == trunk].assign(trunk=lambda table: table.seed % TRUNK_SEEDS)
+    text = " ".join((recorded_results() / "README.md").read_text().split())
+    assert len(again) == heads and f"on {trunk}'s trunk ({heads} heads)" in text
+    (grid,) = (grid for grid in Setting().grids("init", "head") if grid.trunk["pool"] == trunk.lower())
+    recorded = judge(recorded_runs(grid, open_store(None)))
+    assert decide(again, "SimPool", 1.0, blocks="trunk").verdict[recorded.index].equals(recorded.verdict)
+    assert runs_needed(again, "SimPool", precision=0.3, blocks="trunk").half.max() <= 0.3
