@@ -296,11 +296,11 @@ EXPERIMENTS = (
     Experiment(
         name="init-transformer",
         notebook="05",
-        question="where the query starts on the patches of a transformer, and in it",
+        question="where the query starts on the patches of a transformer",
         kind="transformer",
         variants=STARTS,
         smoke=("SimPool", "U0 learned"),
-        regimes=("head", "once"),
+        trunks=("GAP", "SimPool"),
     ),
     Experiment(
         name="init-scene",
@@ -472,6 +472,17 @@ EXPERIMENTS = (
         trunks=("GAP",),
         images=THREE_DIGITS,
         changes={"target": "odd"},
+        baseline="GAP",
+    ),
+    Experiment(
+        name="probing-cifar10",
+        notebook="14",
+        question="which attentive probe gets most out of frozen features of CIFAR-10, whose objects fill the image",
+        kind="convnet",
+        variants=PROBES,
+        smoke=("GAP", "SimPool", "EP"),
+        trunks=("GAP",),
+        data=CIFAR,
         baseline="GAP",
     ),
 )
