@@ -19,6 +19,9 @@ from ..measure.decide import decide
 from ..measure.stats import summarise
 from .style import COLOURS, colour_of, darker
 
+# Of each verdict the marker and its filling, None for the method's colour. The shape, too: GAP's colour is a grey.
+MARKERS = {"different": ("o", None), "equivalent": ("s", "0.75"), "not decided": ("o", "white")}
+
 
 def training_curves(curves: pd.DataFrame, metric: str, label: str, title: str) -> Figure:
     """A column over epochs, mean and 95 % interval over seeds: columns ``backbone variant seed epoch`` and it.
@@ -63,9 +66,9 @@ def metric_bars(runs: pd.DataFrame, metric: str, label: str, title: str) -> Figu
 def decisions(tables: Mapping[str, pd.DataFrame], title: str, label: str, *, number: str = "{:.1f}") -> Figure:
     """Draw tables of :func:`simpool_lite.measure.decide.decide`, one panel each: differences, intervals and verdicts.
 
-    One row per variant, the baseline first: a dot with the simultaneous 95 % interval of its difference, filled where
-    it is different, grey where it is equivalent (the shaded band is ± the margin), open where that is not decided. A
-    diamond is the paper's difference. At the right of each panel stands the variant's own mean.
+    One row per variant, the baseline first: its difference with the simultaneous 95 % interval, a filled dot where it
+    is different, a grey square where it is equivalent (the shaded band is ± the margin), an open dot where that is not
+    decided. A diamond is the paper's difference. At the right of each panel stands the variant's own mean.
 
     Args:
         tables: the panels by their title; all have the same variants.
@@ -80,14 +83,17 @@ def decisions(tables: Mapping[str, pd.DataFrame], title: str, label: str, *, num
     for axis, (panel, table) in zip(axes[0], tables.items(), strict=True):
         table = table.loc[names]
         colours = [colour_of(name) for name in names]
-        fillings = {"different": colours, "equivalent": ["0.75"] * len(names)}
-        filling = [fillings.get(word, ["white"] * len(names))[row] for row, word in enumerate(table["verdict"])]
         margin = table["margin"].iloc[0]
         axis.axvspan(-margin, margin, color="0.9", zorder=0)
         axis.axvline(0, color="black", linewidth=1)
         axis.hlines(y, table["low"], table["high"], colors=colours, linewidth=2.5)
-        compared = table["difference"].where(table["verdict"] != "")  # the baseline is the line at 0
-        axis.scatter(compared, y, s=60, c=filling, edgecolors=colours, linewidths=2, zorder=3)
+        for row, (difference, verdict, colour) in enumerate(
+            zip(table["difference"], table["verdict"], colours, strict=True)
+        ):
+            if verdict:  # the baseline is the line at 0
+                marker, filling = MARKERS[verdict]
+                look = {"s": 60, "facecolors": filling or [colour], "edgecolors": [colour], "linewidths": 2}
+                axis.scatter(difference, row, marker=marker, zorder=3, **look)
         if "published_difference" in table and table["published_difference"].notna().any():
             diamond = {"marker": "D", "facecolors": "none", "edgecolors": "black", "linewidths": 1.2}
             axis.scatter(table["published_difference"], y, s=70, zorder=4, **diamond)
@@ -101,8 +107,9 @@ def decisions(tables: Mapping[str, pd.DataFrame], title: str, label: str, *, num
             side.tick_params(axis="y", length=0)
         axis.grid(False, axis="y")
     axes[0, len(tables) // 2].set_xlabel(label)
-    legend = [_marker("o", "black", "different"), _marker("o", "0.75", f"equivalent (within ± {margin:g})")]
-    legend += [_marker("o", "white", "not decided")] + [_marker("D", "none", "the paper")] * published
+    words = {"equivalent": f"equivalent (within ± {margin:g})"}
+    legend = [_marker(marker, filling or "black", words.get(word, word)) for word, (marker, filling) in MARKERS.items()]
+    legend += [_marker("D", "none", "the paper")] * published
     figure.suptitle(title)
     figure.legend(handles=legend, loc="outside lower center", ncols=len(legend), frameon=False)
     return figure
