@@ -73,7 +73,8 @@ def test_one_factor_at_a_time_at_a_rate_of_its_own(notebook):
     for grid in grids(notebook, Setting()):
         assert grid.seeds == (6 if grid.trunk else 5) and grid.baseline in grid.variants
         rates = BUDGETS[grid.base["regime"]][grid.base["backbone"]].learning_rates
-        rates = CIFAR_RATES if grid.experiment == "cifar10" and grid.trunk else rates
+        kind = "convnet" if grid.base["backbone"] == "convnet_micro" else "transformer"
+        rates = CIFAR_RATES[kind] if grid.experiment == "cifar10" and grid.trunk else rates
         for name, changes in grid.variants.items():
             assert changes["learning_rate"] == rates.get(name, 1e-3)
             assert "seed" not in changes and "epochs" not in changes, name
