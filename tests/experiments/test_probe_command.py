@@ -1,5 +1,7 @@
 """python -m simpool_lite probe: a folder of photographs, a timm backbone, one command."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -26,6 +28,7 @@ def test_a_folder_is_probed_by_one_command(tmp_path, photographs, monkeypatch, c
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     command = ["probe", "--backbone=resnet18", "--pretrained=false", f"--data-root={photographs}", "--pools=[simpool]"]
     command += ["--epochs=1", "--batch-size=8", f"--output={tmp_path / 'out'}", "--progress=false", "--device=cpu"]
+    command += ['--data-options={"image_size": 64}']
     assert main(command) == 0
     table = pd.read_csv(tmp_path / "out" / "table.csv", index_col="variant")
     assert set(table.index) == {"gap", "simpool"} and (table.runs == 5).all() and table["mean"].between(0, 100).all()
@@ -33,6 +36,7 @@ def test_a_folder_is_probed_by_one_command(tmp_path, photographs, monkeypatch, c
     records = Store(tmp_path / "out").records()
     rates = records[records.experiment == "probe-rates"]
     assert len(rates) == 2 * 3 and set(records.status) == {"ok"}
+    assert {str(json.loads(config)["data_options"]) for config in records.config} == {"{'image_size': 64}"}
     assert len(list((tmp_path / "cache" / "simpool_lite").glob("features-*/set.json"))) == 3  # train, val, test
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("*.parquet")}
     assert main(command) == 0  # nothing is left to do
