@@ -150,13 +150,13 @@ CIFAR_RATES = {  # the best on "val" on average over both trunks
         "U0 learned": 0.04,
     },
     "transformer": {
-        "GAP": 0.01,
-        "max": 0.01,
-        "GeM": 0.01,
+        "GAP": 0.02,
+        "max": 0.04,
+        "GeM": 0.04,
         "SimPool": 0.01,
         "gamma 2": 0.01,
         "LN none": 0.01,
-        "U0 learned": 0.01,
+        "U0 learned": 0.02,
     },
 }
 DEPTHS = {"CLS": range(1, 7), "GAP": range(1, 5), "SimPool": range(1, 5)}  # in blocks, as in the paper's Table 9
