@@ -73,13 +73,14 @@ class Store:
             raise ValueError(f"store: expected a folder, got the file {self.folder}; pass another path")
         self.folders = (self.folder, *also_read)
 
-    def records(self) -> pd.DataFrame:
-        """All records, one row per run, with the columns of :data:`COLUMNS`.
+    def records(self, experiment: str | None = None) -> pd.DataFrame:
+        """All records, or those of one experiment, one row per run, with the columns of :data:`COLUMNS`.
 
         Files that cannot be read, records of a newer protocol and runs with two results are named in warnings; of
         several records of one configuration a finished one comes first, then the newest.
         """
-        return one_per_run(read_tables(self.folders, "*.parquet", COLUMNS, ["config_hash", "status", "protocol"]))
+        records = read_tables(self.folders, "*.parquet", COLUMNS, ["config_hash", "status", "protocol"])
+        return one_per_run(records if experiment is None else records[records.experiment == experiment])
 
     def curves(self) -> pd.DataFrame:
         """All training curves, one row per epoch, with the columns of :data:`CURVE_COLUMNS`.
@@ -216,8 +217,8 @@ def record(experiment: str, store: Store) -> list[Path]:
     Raises:
         ValueError: the store has no finished run of that experiment.
     """
-    records = store.records()
-    wanted = (records.experiment == experiment) & (records.status == "ok") & (records.profile != "smoke")
+    records = store.records(experiment)  # the same run may be in there for another one, too
+    wanted = (records.status == "ok") & (records.profile != "smoke")
     records = records[wanted].sort_values(["backbone", "trunk", "variant", "seed"])
     if records.empty:
         raise ValueError(f"experiment: expected one with finished runs in {store.folder}, got {experiment!r}")

@@ -151,6 +151,17 @@ def test_which_record_of_a_run_counts(tmp_path, case):
     pd.testing.assert_frame_equal(table, expected, check_dtype=False)
 
 
+def test_recording_keeps_a_run_that_another_experiment_has_repeated(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "recorded_results", lambda: tmp_path / "recorded")
+    Store(tmp_path / "a").add(record(top1=50.0, profile="laptop"), curve())
+    Store(tmp_path / "b").add(
+        record(top1=51.0, experiment="trunks", started="2026-01-02T00:00:00+00:00", profile="laptop")
+    )
+    store_module.record("test", Store(tmp_path / "a", also_read=(tmp_path / "b",)))
+    recorded = Store(tmp_path / "recorded").records()
+    assert recorded[["experiment", "top1"]].values.tolist() == [["test", 50.0]]
+
+
 def test_curves_and_measures_that_two_stores_have_count_once(tmp_path):
     rows = [[config().hash(), "maps", "", "simpool", name, 1.0, None] for name in ("top1", "mass")]
     measured = pd.DataFrame(rows, columns=MEASURE_COLUMNS)
