@@ -478,8 +478,7 @@ EXPERIMENTS = (
         notebook="14",
         question="which attentive probe gets most out of frozen features if the odd one of three digits is the answer",
         kind="convnet",
-        variants={name: PROBES[name] for name in ("GAP", "SimPool", "eSimPool", "EP", "AIM", "CAE", "SigLIP")}
-        | {"CLIP": {"pool": "clip", "pool_kwargs": {"feat_size": 12}}},
+        variants=PROBES | {"CLIP": {"pool": "clip", "pool_kwargs": {"feat_size": 12}}},
         smoke=("GAP", "SimPool", "EP"),
         trunks=("GAP",),
         images=THREE_DIGITS,
