@@ -271,6 +271,7 @@ def _compute(
             "device": device,
             "keep_model": together[0][1].seed < grid.keep_models,
             "compile": compile,
+            "progress": progress,
         }
         for together in _together([run for key, run in todo.items() if key not in done])
     ]

@@ -140,8 +140,8 @@ def compute(job: dict) -> None:
 
     Args:
         job: ``configs`` of the runs, ``labels`` of their records (experiment, variant, profile, device), the absolute
-            ``store_folder``, ``device`` and ``compile``; ``keep_model`` for a single run, for heads ``trunk``, the file
-            of the trunk's model, unless that is a published network.
+            ``store_folder``, ``device`` and ``compile``; ``keep_model`` for a single run; for heads ``progress`` and
+            ``trunk``, the file of the trunk's model, unless that is a published network.
     """
     import torch
 
@@ -154,7 +154,7 @@ def compute(job: dict) -> None:
         torch.set_num_threads(1)  # two runs side by side beat one run with two threads
     configs, labels = job["configs"], job["labels"]
     if configs[0].regime == "head":
-        record_heads(configs, labels, job.get("trunk"), job["store_folder"], job["device"], progress=False)
+        record_heads(configs, labels, job.get("trunk"), job["store_folder"], job["device"], job["progress"])
     else:
         label = {name: labels[0][name] for name in ("experiment", "variant", "profile")}
         how = {name: job[name] for name in ("device", "keep_model", "compile")}

@@ -6,8 +6,9 @@ al., "Attention, Please! Revisiting Attentive Probing", 2025).
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -17,6 +18,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from tqdm.auto import tqdm
 
 from ..checks import check_int
+from ..files import write_atomically
 from ..pooling import create_pool
 from .features import Features
 from .features import cached_features as cached_features
@@ -71,8 +73,8 @@ def probe(
     Args:
         train, val, test: of :func:`cached_features`, or pairs of features ``(n, N, d)`` and labels ``(n,)``.
         variants: name to ``pool`` and the pooling's own arguments: ``{"SimPool": {"pool": "simpool", "gamma": 2.0}}``.
-        **how: ``seeds``, ``rates``, ``epochs``, ``batch_size``, ``weight_decay``, ``bootstrap`` and ``progress`` of
-            :func:`fit_heads`.
+        **how: ``seeds``, ``rates``, ``epochs``, ``batch_size``, ``weight_decay``, ``bootstrap``, ``after_epoch`` and
+            ``progress`` of :func:`fit_heads`.
 
     Returns:
         One row per variant and seed: ``variant seed top1 loss learning_rate parameters seconds status``; ``top1`` in
@@ -124,6 +126,7 @@ def fit_heads(
     batch_size: int = 128,
     weight_decay: float = 0.05,
     bootstrap: bool = False,
+    after_epoch: Callable[[pd.DataFrame], object] | None = None,
     progress: bool = True,
 ) -> list[Fitted]:
     """The trained heads behind :func:`probe`: per variant one per seed, each at its variant's best rate.
@@ -139,6 +142,8 @@ def fit_heads(
         weight_decay: of AdamW.
         bootstrap: each seed counts each training image as often as a draw with replacement has it, the same for all
             variants, so that the spread over seeds holds that of the training images, too.
+        after_epoch: called after each pass of the heads that are reported, with one row per head: ``variant seed
+            learning_rate epoch top1``, the last in percent on ``val``.
         progress: show a bar over the epochs.
 
     Raises:
@@ -148,7 +153,9 @@ def fit_heads(
     how = {"epochs": epochs, "batch_size": batch_size, "weight_decay": weight_decay, "seed": 0, "progress": progress}
 
     def trained(
-        wanted: list[tuple[str, int, float]], weights: Tensor | None = None
+        wanted: list[tuple[str, int, float]],
+        weights: Tensor | None = None,
+        after_epoch: Callable[[pd.DataFrame], object] | None = None,
     ) -> tuple[list[Head], list[list[float]], float]:
         heads, started = [], time.perf_counter()
         for name, seed, _ in wanted:
@@ -157,21 +164,28 @@ def fit_heads(
                 Head(dim=train.tokens.shape[-1], num_classes=classes, **variants[name]).to(train.tokens.device)
             )
         rates = [rate for *_, rate in wanted]
-        curves = train_heads(heads, rates, train.tokens, train.labels, train.grid, weights=weights, **how)
+
+        def report(curves: list[list[float]]) -> None:
+            rows = pd.DataFrame(wanted, columns=["variant", "seed", "learning_rate"])
+            after_epoch(rows.assign(epoch=len(curves[0]), top1=[accuracy(head, val) for head in heads]))
+
+        watch = None if after_epoch is None else report
+        curves = train_heads(
+            heads, rates, train.tokens, train.labels, train.grid, weights=weights, after_epoch=watch, **how
+        )
         return heads, curves, (time.perf_counter() - started) / len(heads)
 
     with torch.random.fork_rng():
         tried = [(name, seeds, rate) for name in variants for rate in rates] if len(rates) > 1 else []
         best = dict.fromkeys(variants, (-1.0, rates[0]))
         for (name, _, rate), head in zip(tried, trained(tried)[0] if tried else [], strict=True):
-            right = measure_head(head, val.tokens, val.labels, val.grid)[0].float().mean().item()
-            best[name] = max(best[name], (right, rate), key=lambda found: found[0])
+            best[name] = max(best[name], (accuracy(head, val), rate), key=lambda found: found[0])
         wanted = [(name, seed, best[name][1]) for name in variants for seed in range(seeds)]
         weights = None
         if bootstrap:
             of_seed = [_drawn(len(train), seed).to(train.labels.device) for seed in range(seeds)]
             weights = torch.stack([of_seed[seed] for _, seed, _ in wanted])
-        heads, curves, seconds = trained(wanted, weights)
+        heads, curves, seconds = trained(wanted, weights, after_epoch)
     return [
         Fitted(*one, head, seconds, math.isfinite(sum(curve)))
         for one, head, curve in zip(wanted, heads, curves, strict=True)
@@ -210,6 +224,8 @@ def train_heads(
     weight_decay: float,
     seed: int,
     weights: Tensor | None = None,
+    after_epoch: Callable[[list[list[float]]], object] | None = None,
+    checkpoint: Path | None = None,
     progress: bool = True,
 ) -> list[list[float]]:
     """Train heads on the same batches of features, each as if it were alone: AdamW, one cycle.
@@ -228,11 +244,18 @@ def train_heads(
         weight_decay: of AdamW.
         seed: of the order.
         weights: of the images in the loss of each head, ``(heads, n)``; None is 1.
+        after_epoch: called after each epoch with the losses so far; the heads then have the parameters so far, and must
+            not be changed.
+        checkpoint: file of what has been trained, written after each epoch before ``after_epoch`` is called. The same
+            call goes on from there and ends at the same parameters; removing the file is the caller's.
         progress: show a bar over the epochs.
 
     Returns:
         For each head its mean training loss per epoch; infinite or NaN where it diverged, which stops no other head.
     """
+    saved = torch.load(checkpoint, weights_only=True) if checkpoint and checkpoint.is_file() else None
+    for head, state in zip(heads, saved["heads"], strict=True) if saved else ():
+        head.load_state_dict(state)
     numbers: dict[tuple[str, float], list[int]] = {}  # of the heads in each stack
     alone = []
     for number, (head, rate) in enumerate(zip(heads, rates, strict=True)):
@@ -251,9 +274,17 @@ def train_heads(
     schedule = OneCycleLR(optimizer, [group["lr"] for group in groups], total_steps=epochs * steps)
     order = torch.Generator().manual_seed(seed)
     curves: list[list[float]] = [[] for _ in heads]
-    for _ in tqdm(range(epochs), "heads", disable=not progress):
+    if saved:
+        optimizer.load_state_dict(saved["optimizer"])
+        schedule.load_state_dict(saved["schedule"])
+        curves = saved["curves"]
+        _set_random_states(saved["random"])
+    for epoch in tqdm(range(epochs), "heads", disable=not progress):
+        shuffled = torch.randperm(len(labels), generator=order)
+        if epoch < len(curves[0]):
+            continue
         losses = torch.zeros(len(heads), device=labels.device)
-        for index in torch.randperm(len(labels), generator=order)[: steps * batch_size].split(batch_size):
+        for index in shuffled[: steps * batch_size].split(batch_size):
             batch, target = features[index].float(), labels[index]
             if stacks:
                 of_images = torch.cat(losses_of(stacks, batch, grid, target))
@@ -272,9 +303,35 @@ def train_heads(
             optimizer.zero_grad()
         for curve, loss in zip(curves, (losses / steps).tolist(), strict=True):
             curve.append(loss)
-    for stack in stacks:
-        stack.unstack()
+        for stack in stacks:
+            stack.unstack()
+        if checkpoint is not None:
+            parts = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "curves": curves}
+            parts |= {"heads": [head.state_dict() for head in heads], "random": _random_states()}
+            with write_atomically(checkpoint) as temporary:
+                torch.save(parts, temporary)
+        if after_epoch is not None:
+            with torch.random.fork_rng():
+                after_epoch(curves)
+            for head in heads:
+                head.train()
     return curves
+
+
+def _random_states() -> list[Tensor]:
+    """Of the generators that heads may draw from: the processor's, and each CUDA device's."""
+    return [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+
+
+def _set_random_states(states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if len(states) == 1 + torch.cuda.device_count():  # not begun on another machine
+        torch.cuda.set_rng_state_all(states[1:])
+
+
+def accuracy(head: nn.Module, part: Features) -> float:
+    """Of a head on features, in percent."""
+    return 100 * measure_head(head, part.tokens, part.labels, part.grid)[0].float().mean().item()
 
 
 @torch.no_grad()
