@@ -6,11 +6,12 @@ import pandas as pd
 
 from ..checks import check_choice, check_int, check_number
 from ..device import resolve_device
+from ..models import load_model
 from ..pooling import list_pools
 from .budgets import SEARCH_SEED
 from .grid import Grid, Spending, run
-from .run import load_split
-from .search import best_rates
+from .heads import published_features
+from .search import at_the_edge, best_rates
 from .store import Store
 
 RATES = (1e-3, 3e-3, 1e-2)
@@ -27,18 +28,21 @@ def probe_backbone(
     target: str | None = None,
     data_options: dict | None = None,
     pretrained: bool | str = True,
+    start: str | None = None,
     epochs: int = 6,
     batch_size: int = 128,
     seeds: int = 5,
     precision: float | None = None,
     budget: str | None = None,
+    workers: int | None = None,
     device: str = "auto",
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Train poolings on the frozen features of a backbone, each at the best of three rates on validation images.
+    """Train poolings on the frozen features of a backbone, each at its best learning rate on validation images.
 
-    The features are computed once and kept in the cache folder; heads share each pass over them. Every head is a
-    record of its own: what is cut goes on where it stopped.
+    The features are computed once and kept in the cache folder; heads share each pass over them. Rates are searched
+    from three on, further up or down where the best is at an end. Every head is a record of its own: what is cut goes
+    on after the last epoch that it finished.
 
     Args:
         backbone: of timm.
@@ -50,11 +54,12 @@ def probe_backbone(
         data_options: further arguments of :func:`~simpool_lite.load_data`, such as image_size of photographs.
         pretrained: True for timm's weights, "efficientnet-lite0" for those of its package (backbone
             tf_efficientnet_lite0); False probes the untrained network.
+        start: file of a network that is probed in place of published weights, such as what the command ``dino`` writes.
         epochs: passes over the training features.
         batch_size: features per step.
         seeds: per pooling, at least.
         precision: as in :func:`~simpool_lite.experiments.grid.run`, against GAP.
-        budget: as in there.
+        budget, workers: as in there.
         device: "auto" is cuda, then mps, then cpu.
         progress: show bars.
 
@@ -76,13 +81,19 @@ def probe_backbone(
     base = {"backbone": backbone, "dataset": dataset, "data_root": data_root, "target": target, "regime": "head"}
     base |= {"epochs": epochs, "batch_size": batch_size, "data_options": data_options or {}}
     trunk = {"backbone": backbone, "pool": BASELINE, "pretrained": pretrained, "epochs": 0}
-    how = {"device": device, "workers": 1, "progress": progress}  # one worker: the first fills the cache of features
+    if start is not None:
+        trunk |= {"pool": load_model(start).create_config["pool"], "pretrained": False, "start": str(start)}
+    how = {"device": device, "workers": workers, "progress": progress}
     tried = {f"{name} {rate:g}": {"pool": name, "learning_rate": rate} for name in names for rate in RATES}
     search = Grid("probe-rates", base | {"measured_on": "val"}, tried, (SEARCH_SEED,), "probe", trunk=trunk)
-    load_split(search.config(next(iter(tried)), 0), "train")  # raises at once where there are no images
-    found = run(search, store, **how)
-    if (found.status == "failed").all():
-        raise ValueError(f"every head failed, the first with: {found.reason.iloc[0]}")
+    config = search.config(next(iter(tried)), SEARCH_SEED)
+    for split in ("train", "val", "test"):  # before there are workers, which would all compute them
+        published_features(config, split, resolve_device(device), progress)
+    while search is not None:
+        found = run(search, store, **how)
+        if (found.status == "failed").all():
+            raise ValueError(f"every head failed, the first with: {found.reason.iloc[0]}")
+        search = at_the_edge(search, found)
     rates = best_rates(found)[backbone]
     variants = {name: {"pool": name, "learning_rate": rates.get(name, RATES[0])} for name in dict.fromkeys(names)}
     grid = Grid("probe", base, variants, seeds, "probe", baseline=BASELINE, trunk=trunk)

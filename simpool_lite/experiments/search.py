@@ -50,7 +50,7 @@ def rate_search(setting: Setting, names: Iterable[str], regime: str) -> list[Gri
 
 
 def at_the_edge(grid: Grid, runs: pd.DataFrame) -> Grid | None:
-    """A further round of :func:`rate_search`: half or double the rate where the best is at an end of those tried.
+    """A further round of :func:`rate_search`: half or double the rate where one at an end of those tried is the best.
 
     Args:
         grid: of the search.
@@ -60,12 +60,14 @@ def at_the_edge(grid: Grid, runs: pd.DataFrame) -> Grid | None:
         The grid with the further rates, or None where every best rate lies inside.
     """
     further = {}
-    for name, of_variant in _by_rate(runs).groupby("name", sort=False):
-        tried, best = of_variant.set_index("rate").top1, of_variant.set_index("rate").top1.idxmax()
-        if best in (tried.index.min(), tried.index.max()):
+    for name, of_variant in _by_rate(runs).dropna(subset="top1").groupby("name", sort=False):
+        tried = of_variant.set_index("rate").top1
+        best = tried.idxmax()
+        if best in (tried.index.min(), tried.index.max()) and (tried == tried[best]).sum() == 1:
             rate = best / 2 if best == tried.index.min() else best * 2
             further[f"{name} {rate:g}"] = grid.variants[f"{name} {best:g}"] | {"learning_rate": rate}
-    return replace(grid, variants=grid.variants | further) if further else None
+    variants = further | grid.variants  # a further rate may have been tried, and have failed
+    return replace(grid, variants=grid.variants | further) if len(variants) > len(grid.variants) else None
 
 
 def _by_rate(runs: pd.DataFrame) -> pd.DataFrame:
