@@ -381,17 +381,22 @@ def add_probe(commands: argparse._SubParsersAction) -> None:
 def _probe(options: argparse.Namespace) -> int:
     """Probe a backbone: its options are the arguments of probe_backbone."""
     import jsonargparse
+    from torch import distributed
 
+    from .experiments.evidence import judge
     from .experiments.probing import BASELINE, probe_backbone
+    from .experiments.run import is_distributed, rank
     from .experiments.store import Store
-    from .figures import decisions
-    from .measure.decide import decide, in_sentences
+    from .figures import decisions, trade_off
+    from .measure.decide import in_sentences
 
     parser = jsonargparse.ArgumentParser(
         prog="python -m simpool_lite probe",
         description="Train poolings on the frozen features of a timm backbone and compare each with GAP (the linear "
-        "probe). Writes records, table.csv and picture.png. The same command goes on with what was stopped.",
-        epilog="example:  python -m simpool_lite probe --backbone resnet50 --data-root path/to/photographs",
+        "probe). Writes records, table.csv, picture.png and price.png (accuracy against parameters). The same command "
+        "goes on with what was stopped.",
+        epilog="examples:  python -m simpool_lite probe --backbone resnet50 --data-root path/to/photographs\n"
+        "  |  accelerate launch --multi_gpu -m simpool_lite probe --backbone resnet50 --data-root path/to/photographs",
         allow_abbrev=False,
     )
     parser.add_function_arguments(probe_backbone, skip={"store"})
@@ -403,14 +408,23 @@ def _probe(options: argparse.Namespace) -> int:
         check_number("margin", margin, above_zero=True)
         check_writable("--output", folder)
         runs = probe_backbone(store=Store(folder), **chosen)
-        table = decide(runs, BASELINE, margin, sequential=chosen["precision"] is not None)
+        if rank() > 0:
+            return 0
+        table = judge(runs, BASELINE, margin)
+        table.to_csv(folder / "table.csv")
+        title = f"{chosen['backbone']}, frozen: poolings beside GAP"
+        decisions({"": table}, title, "difference to GAP (points)").savefig(folder / "picture.png", dpi=150)
+        axes = "parameters of the head", "test accuracy (%)"
+        trade_off(runs, "parameters", "top1", f"{chosen['backbone']}, frozen: what a head costs", *axes).savefig(
+            folder / "price.png", dpi=150
+        )
+        print(f"{in_sentences(table, BASELINE)}\nsee {folder}")
+        return 0
     except (TypeError, ValueError, OSError) as error:
         return _wrong(error)
-    table.to_csv(folder / "table.csv")
-    title = f"{chosen['backbone']}, frozen: poolings beside GAP"
-    decisions({"": table}, title, "difference to GAP (points)").savefig(folder / "picture.png", dpi=150)
-    print(f"{in_sentences(table, BASELINE)}\nsee {folder}")
-    return 0
+    finally:
+        if is_distributed():
+            distributed.destroy_process_group()
 
 
 def add_localise(commands: argparse._SubParsersAction) -> None:

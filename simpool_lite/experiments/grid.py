@@ -27,7 +27,7 @@ from .config import RunConfig
 from .heads import share_a_pass
 from .machine import cpu_cores, cuda_devices, share_devices
 from .store import Store, make_record
-from .workers import in_processes, on_cluster
+from .workers import in_launched, in_processes, launched, on_cluster
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -151,7 +151,8 @@ def run(
             (:func:`simpool_lite.measure.decide.runs_needed`); None runs the grid's seeds and no more.
         budget: "60 runs" or "40 minutes", after which no more are added; a round that has begun is finished.
         workers: processes side by side, alive from run to run; default one per CPU core, each with one thread,
-            or one per GPU. More than there are GPUs share them.
+            or one per GPU. More than there are GPUs share them. Heads are shared out among the processes of
+            ``accelerate launch`` where it started several, on one machine or on more that share the store's folder.
         client: of a dask cluster, which then computes the runs: one at a time on every worker, whose threads
             must be one. The store's folder must be the same for all its machines, and for this one.
         device: "auto" is cuda, then mps, then cpu, for each worker.
@@ -284,8 +285,13 @@ def _compute(
         run(grid.trunks(), store, **how, progress=progress)
         for job in jobs:
             job["trunk"] = store.model_path(job["configs"][0].trunk_config())
-    local = client is None
-    ended = in_processes(jobs, _workers(workers, device)[: len(jobs)]) if local else on_cluster(jobs, client)
+    processes = launched(device) if all(job["configs"][0].regime == "head" for job in jobs) else None
+    if client is not None:
+        ended = on_cluster(jobs, client)
+    elif processes is not None:
+        ended = in_launched(jobs, processes)
+    else:
+        ended = in_processes(jobs, _workers(workers, device)[: len(jobs)])
     total = sum(len(job["configs"]) for job in jobs)
     with tqdm(desc=grid.experiment, total=total, unit="run", disable=not progress) as bar:
         for job, death in ended:

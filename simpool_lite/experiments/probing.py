@@ -1,6 +1,7 @@
 """Which pooling gets most out of a frozen backbone: attentive probing of one's own backbone and images."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import pandas as pd
 
@@ -13,6 +14,7 @@ from .grid import Grid, Spending, run
 from .heads import published_features
 from .search import at_the_edge, best_rates
 from .store import Store
+from .workers import launched
 
 RATES = (1e-3, 3e-3, 1e-2)
 BASELINE = "gap"  # with a linear classifier behind it: the linear probe
@@ -42,7 +44,8 @@ def probe_backbone(
 
     The features are computed once and kept in the cache folder; heads share each pass over them. Rates are searched
     from three on, further up or down where the best is at an end. Every head is a record of its own: what is cut goes
-    on after the last epoch that it finished.
+    on after the last epoch that it finished. ``accelerate launch -m simpool_lite probe`` shares the heads out among
+    its processes.
 
     Args:
         backbone: of timm.
@@ -87,8 +90,10 @@ def probe_backbone(
     tried = {f"{name} {rate:g}": {"pool": name, "learning_rate": rate} for name in names for rate in RATES}
     search = Grid("probe-rates", base | {"measured_on": "val"}, tried, (SEARCH_SEED,), "probe", trunk=trunk)
     config = search.config(next(iter(tried)), SEARCH_SEED)
-    for split in ("train", "val", "test"):  # before there are workers, which would all compute them
-        published_features(config, split, resolve_device(device), progress)
+    together = launched(resolve_device(device).type)
+    with together.main_process_first() if together else nullcontext():
+        for split in ("train", "val", "test"):  # before there are workers, which would all compute them
+            published_features(config, split, resolve_device(device), progress)
     while search is not None:
         found = run(search, store, **how)
         if (found.status == "failed").all():

@@ -1,6 +1,6 @@
-"""Who computes the runs of a grid: processes of this machine, or a dask cluster.
+"""Who computes the runs of a grid: processes of this machine, those of accelerate's launcher, or a dask cluster.
 
-A job is plain data here: the runs that share a pass over their data, see :func:`compute`. Both functions yield a job
+A job is plain data here: the runs that share a pass over their data, see :func:`compute`. Each function yields a job
 when it is over, with None if it ended by itself and has written its records, successful or failed, and otherwise with
 the reason why nobody could write them.
 """
@@ -12,11 +12,13 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from datetime import timedelta
 from multiprocessing import get_context, parent_process
 from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from accelerate import PartialState
     from distributed import Client
 
 # Imported once, by the server that workers are forked from. Not this package: the server may find another copy of it.
@@ -160,6 +162,24 @@ def compute(job: dict) -> None:
         how = {name: job[name] for name in ("device", "keep_model", "compile")}
         train_and_record(configs[0], job["store_folder"], **label, **how, progress=False)
     free_memory()
+
+
+def launched(device: str) -> "PartialState | None":
+    """The processes that ``accelerate launch`` started, this one among them; None without it, or if this is all."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return None
+    from accelerate import PartialState
+
+    return PartialState(cpu=device == "cpu", timeout=timedelta(days=7))  # jobs take different times
+
+
+def in_launched(runs: Sequence[dict], state: "PartialState") -> Iterator[tuple[dict, None]]:
+    """Compute this process's share of runs; all processes are given the same."""
+    state.wait_for_everyone()  # who begins earlier would leave less to the others' lists
+    for run in runs[state.process_index :: state.num_processes]:
+        compute(run)
+        yield run, None
+    state.wait_for_everyone()
 
 
 def on_cluster(runs: Sequence[dict], client: "Client") -> Iterator[tuple[dict, str | None]]:

@@ -176,3 +176,39 @@ def test_a_measured_head_knows_which_images_it_gets_right(features):
     assert loss == pytest.approx(F.cross_entropy(logits, features[1]).item(), rel=1e-5)
     torch.testing.assert_close(maps.flatten(1), attention.mean(1))
     assert measure_head(heads()[0].eval(), *features, GRID)[2] is not None  # GAP's map is uniform
+
+
+def test_what_is_cut_goes_on_after_its_last_epoch(features, tmp_path):
+    """Stacked heads and others, one of which draws random numbers: the same parameters, bit for bit."""
+
+    def made():
+        torch.manual_seed(2)
+        kinds = [("gap", {}), ("simpool", {}), ("aim", {}), ("simpool", {"gamma": 2.0}), ("dolg", {}), ("kmeans", {})]
+        return [Head(pool, 8, 3, **kwargs) for pool, kwargs in kinds]
+
+    def cut(curves):
+        if len(curves[0]) == 2:
+            raise KeyboardInterrupt
+
+    how = SHORT | {"epochs": 4, "checkpoint": tmp_path / "heads.pt"}
+    rates = [1e-2, 3e-3, 3e-3, 1e-3, 3e-3, 3e-3]
+    whole, gone_on = made(), made()
+    expected = train_heads(whole, rates, *features, GRID, **SHORT | {"epochs": 4})
+    with pytest.raises(KeyboardInterrupt):
+        train_heads(made(), rates, *features, GRID, after_epoch=cut, **how)
+    seen = []
+    curves = train_heads(gone_on, rates, *features, GRID, after_epoch=lambda so_far: seen.append(len(so_far[0])), **how)
+    assert curves == expected and seen == [3, 4]
+    for one, other in zip(whole, gone_on, strict=True):
+        torch.testing.assert_close(one.state_dict(), other.state_dict(), rtol=0, atol=0)
+
+
+def test_accuracies_are_reported_after_each_epoch(features):
+    part, seen = features, []
+    how = {"seeds": 2, "rates": (3e-3, 1e-2), "epochs": 2, "batch_size": 16, "progress": False}
+    variants = {"GAP": {"pool": "gap"}, "k-means": {"pool": "kmeans"}}
+    runs = probe(part, part, part, variants, after_epoch=seen.append, **how)
+    assert [table.epoch.unique().tolist() for table in seen] == [[1], [2]]
+    keys = ["variant", "seed", "learning_rate", "top1"]
+    assert seen[-1][keys].values.tolist() == runs[keys].values.tolist()  # val is test here
+    assert runs[keys].equals(probe(part, part, part, variants, **how)[keys])  # looking changes nothing
