@@ -225,6 +225,25 @@ def test_the_rates_are_the_best_of_the_recorded_search(regime, records):
     assert BUDGETS[regime]["convnet_micro"].learning_rates
 
 
+@pytest.mark.parametrize(
+    ("name", "pool", "target"),
+    [("probing", "simpool", "digit"), ("probing-scene", "gap", "photo"), ("probing-odd", "gap", "odd")],
+)
+def test_probes_have_the_best_rates_of_their_own_search(name, pool, target, records):
+    searched = records[(records.seed == SEARCH_SEED) & records.trunk.str.startswith(pool) & (records.target == target)]
+    names = searched.variant.str.rsplit(" ", n=1, expand=True)
+    best = best_rates(
+        searched[(searched.backbone == "convnet_micro") & names[1].str.fullmatch(r"[\d.]+").fillna(False)]
+    )
+    (grid,) = (
+        grid
+        for grid in Setting().grids(name, "head")
+        if grid.trunk["pool"] == pool and grid.base["backbone"] == "convnet_micro"
+    )
+    for variant in grid.variants.keys() - {"ABMILP", "DINO block"}:  # slow: they have the rates of GAP's trunk
+        assert grid.variants[variant]["learning_rate"] == best["convnet_micro"][variant], variant
+
+
 def test_a_table_made_again_has_the_recorded_verdicts():
     again = pd.read_csv(recorded_results().parent / "benchmarks" / "init_again.csv")
     text = " ".join((recorded_results() / "README.md").read_text().split())
