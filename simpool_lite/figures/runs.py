@@ -13,7 +13,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from ..measure.decide import decide
 from ..measure.stats import summarise
@@ -216,8 +216,9 @@ def trade_off(
         log_x = across["mean"].min() > 0 and across["mean"].max() > 10 * across["mean"].min()
     if log_x:
         axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter("{x:g}")
+        wide = across["mean"].max() > 1000 * across["mean"].min()  # labels of 2, 5, 20, ... would touch
+        axis.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
+        axis.xaxis.set_major_formatter(EngFormatter(sep="") if wide else "{x:g}")
         axis.xaxis.set_minor_formatter(NullFormatter())  # its labels would stand in those of 5, 50, ...
     colours = [colour_of(variant) for variant in shown]
     intervals = [

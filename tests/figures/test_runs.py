@@ -125,6 +125,18 @@ def test_the_trade_off_shows_means_and_intervals():
     assert_nothing_is_cut_off(figure)
 
 
+def test_labels_of_a_wide_axis_do_not_touch():
+    runs = random_runs(variants=3, seeds=2)
+    runs["parameters"] = runs.variant.map({"v0": 650.0, "v1": 1.5e6, "v2": 2e7})
+    figure = trade_off(runs, "parameters", "top1", "title", "parameters of the head", "accuracy (%)")
+    figure.draw_without_rendering()
+    low, high = figure.axes[0].get_xlim()
+    labels = [label for label in figure.axes[0].get_xticklabels() if low <= label.get_position()[0] <= high]
+    assert [label.get_text() for label in labels] == ["1k", "10k", "100k", "1M", "10M"]
+    boxes = [label.get_window_extent() for label in labels]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+
+
 def test_a_logarithmic_axis_has_one_number_per_label():
     runs = random_runs(variants=4, seeds=2)
     runs["positions"] = runs.variant.map({"v0": 3.0, "v1": 13.0, "v2": 40.0, "v3": 64.0})
