@@ -240,8 +240,13 @@ def test_probes_have_the_best_rates_of_their_own_search(name, pool, target, reco
         for grid in Setting().grids(name, "head")
         if grid.trunk["pool"] == pool and grid.base["backbone"] == "convnet_micro"
     )
-    for variant in grid.variants.keys() - {"ABMILP", "DINO block"}:  # slow: they have the rates of GAP's trunk
-        assert grid.variants[variant]["learning_rate"] == best["convnet_micro"][variant], variant
+    found = searched.set_index("variant").top1
+    for variant in grid.variants:
+        rate, best_rate = grid.variants[variant]["learning_rate"], best["convnet_micro"][variant]
+        if variant in ("ABMILP", "DINO block"):  # slow: they keep the rate of GAP's trunk where it is as good
+            assert found[f"{variant} {rate:g}"] > found[f"{variant} {best_rate:g}"] - 0.15
+        else:
+            assert rate == best_rate, variant
 
 
 def test_a_table_made_again_has_the_recorded_verdicts():
