@@ -147,6 +147,18 @@ PROBES_AT = {
         "DOLG": 0.00075,
         "SigLIP": 0.01,
     },
+    "CIFAR-10": {
+        "GAP": 0.06,
+        "SimPool": 0.03,
+        "eSimPool": 0.06,
+        "EP": 0.03,
+        "AIM": 0.03,
+        "CAE": 0.03,
+        "CLIP": 0.03,
+        "JEPA": 0.03,
+        "SigLIP": 0.03,
+        "DINO block": 0.01,
+    },
 }
 UNIVERSAL = {name: METHODS[name] for name in ("GAP", "max", "GeM", "SimPool")}
 
@@ -544,10 +556,11 @@ EXPERIMENTS = (
         notebook="14",
         question="which attentive probe gets most out of frozen features of CIFAR-10, whose objects fill the image",
         kind="convnet",
-        variants=PROBES,
+        variants=_at(PROBES_AT["CIFAR-10"], PROBES),
         smoke=("GAP", "SimPool", "EP"),
         trunks=("GAP",),
         data=CIFAR,
+        changes={"epochs": 2},
         baseline="GAP",
     ),
 )

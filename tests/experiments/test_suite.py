@@ -236,6 +236,7 @@ def test_probes_have_the_best_rates_of_their_own_search(name, pool, records):
         if grid.trunk["pool"] == pool and grid.base["backbone"] == "convnet_micro"
     )
     same = (records.dataset == grid.base["dataset"]) & (records.target.fillna("") == (grid.base.get("target") or ""))
+    same &= records.config.map(lambda config: json.loads(config)["epochs"] == grid.base["epochs"])
     searched = records[same & (records.seed == SEARCH_SEED) & records.trunk.str.startswith(pool)]
     names = searched.variant.str.rsplit(" ", n=1, expand=True)
     best = best_rates(
